@@ -1,0 +1,1 @@
+"""Distil adversarial robustness from a teacher network into a smaller student."""

@@ -1,0 +1,82 @@
+"""Attacks for evaluation: functions (model, x, y, *, norm, eps, step_size, steps, seed, index) -> x_adv."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gacd import noise
+from gacd.attacks.loop import Objective, check_threat, evaluating, maximize
+from gacd.losses import cross_entropy, margin_loss
+
+__all__ = ["ATTACKS", "Objective", "check_threat", "evaluating", "fgsm", "margin", "maximize", "pgd"]
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str = "Linf",
+    eps: float = 8 / 255,
+    step_size: float = 2 / 255,
+    steps: int = 20,
+    seed: int = 0,
+    index: Tensor | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> Tensor:
+    """PGD (Madry et al., 2018): cross-entropy, one random start, the last iterate.
+
+    Args:
+        model: images (B,C,H,W) in [0,1] -> logits (B,K); its mode is left as it was, eval inside.
+        x: (B,C,H,W) images.
+        y: (B,) labels.
+        norm, eps, step_size, steps: see `maximize`.
+        seed: of the random start.
+        index: (B,) the images' numbers, on which alone their starts depend; made from the pixels if absent.
+        loss: (logits (B,K), y (B,)) -> (B,).
+
+    Returns:
+        (B,C,H,W) inside the ball and [0,1].
+    """
+    check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
+    index = noise.fingerprint(x) if index is None else index
+    with evaluating(model):
+        start = _uniform_in_ball(x, norm, eps, noise.key(seed, "pgd start"), index)
+        return maximize(
+            x, lambda z: loss(model(z), y), norm=norm, eps=eps, step_size=step_size, steps=steps, start=start
+        )
+
+
+def margin(model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
+    """PGD with the margin (Carlini-Wagner) loss, which no scale of the logits can saturate; options as for `pgd`."""
+    return pgd(model, x, y, loss=margin_loss, **options)
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str = "Linf",
+    eps: float = 8 / 255,
+    step_size: float | None = None,
+    steps: int = 1,
+    seed: int = 0,
+    index: Tensor | None = None,
+) -> Tensor:
+    """One step of eps from the image itself (Goodfellow et al., 2015); shapes as for `pgd`, the rest is unused."""
+    with evaluating(model):
+        return maximize(x, lambda z: cross_entropy(model(z), y), norm=norm, eps=eps, step_size=eps, steps=1)
+
+
+def _uniform_in_ball(x: Tensor, norm: str, eps: float, key: int, index: Tensor) -> Tensor:
+    shape = tuple(x.shape[1:])
+    if norm == "Linf":
+        return x + eps * (2 * noise.uniform(key, index, shape).to(x.dtype) - 1)
+    direction = noise.normal(key, index, shape).to(x.dtype)
+    radius = eps * noise.uniform(key + 1, index).to(x.dtype) ** (1 / x[0].numel())
+    return x + direction * (radius / direction.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+
+
+ATTACKS: dict[str, Callable[..., torch.Tensor]] = {"fgsm": fgsm, "pgd": pgd, "margin": margin}

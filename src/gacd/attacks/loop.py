@@ -1,0 +1,109 @@
+"""The attack loop, written once: every inner maximisation and every gradient attack is an objective and a start."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gacd.errors import InputError
+
+Objective = Callable[[Tensor], Tensor]  # images (B,C,H,W) -> one value per image (B,)
+
+
+def maximize(
+    x: Tensor,
+    objective: Objective,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    norm: str = "Linf",
+    start: Tensor | None = None,
+) -> Tensor:
+    """Projected gradient ascent (Madry et al., 2018) on any objective.
+
+    Args:
+        x: (B,C,H,W) pixels in [0,1], the centres of the balls.
+        objective: images -> (B,), made larger; no image's value may depend on another image's gradient.
+        eps: radius, in pixel units ("8/255" is 8/255).
+        step_size: length of a step in the same norm.
+        steps: number of gradient steps; the last iterate is returned.
+        norm: "Linf" or "L2".
+        start: (B,C,H,W) first iterate, projected; x itself if absent.
+
+    Returns:
+        (B,C,H,W), detached: inside the ball and the box [0,1] in exact arithmetic.
+
+    Raises:
+        InputError: a radius, step or norm that makes no sense.
+    """
+    check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
+    x = x.detach()
+    project = _box(x, eps) if norm == "Linf" else _sphere(x, eps)
+    x_adv = project(x if start is None else start.detach())
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)  # none for parameters
+        x_adv = project(x_adv.detach() + step_size * _steepest(gradient, norm))
+    return x_adv
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each submodule's own mode again after."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, steps: int = 0) -> None:
+    """Refuses what cannot be meant, such as eps 8 for 8/255."""
+    if norm not in ("Linf", "L2"):
+        raise InputError("unknown norm", norm, "one of Linf, L2")
+    for name, value in (("eps", eps), ("step_size", step_size)):
+        if not value >= 0 or value == float("inf"):
+            raise InputError(f"{name} must be a number >= 0", value)
+        if norm == "Linf" and value > 1:
+            raise InputError(f"{name} is larger than the pixels' range [0,1]", value, f"did you mean {value:g}/255?")
+    if steps < 0:
+        raise InputError("steps must be >= 0", steps)
+
+
+def _steepest(gradient: Tensor, norm: str) -> Tensor:
+    if norm == "Linf":
+        return gradient.sign()
+    length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / length.view(-1, 1, 1, 1)
+
+
+def _box(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    """Projection on the Linf ball and [0,1]; rounding of x +- eps is undone inwards."""
+    exact = x.double()
+    low, high = (exact - eps).to(x.dtype), (exact + eps).to(x.dtype)
+    low = torch.where(exact - low.double() > eps, low.nextafter(torch.ones_like(low)), low).clamp_(0, 1)
+    high = torch.where(high.double() - exact > eps, high.nextafter(torch.zeros_like(high)), high).clamp_(0, 1)
+    return lambda z: torch.clamp(z, low, high)
+
+
+def _sphere(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    """Projection on the L2 ball, then [0,1] (which only shortens); what rounding left outside is shrunk again."""
+
+    def project(z: Tensor) -> Tensor:
+        shrink = 1.0
+        while True:
+            delta = z.double() - x.double()
+            length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            if not bool((length > eps).any()):
+                return z.clamp(0, 1)
+            scale = torch.where(length > eps, shrink * eps / length.clamp_min(1e-300), 1.0)
+            z = (x.double() + scale * delta).to(x.dtype)
+            shrink *= 1 - 1e-7
+
+    return project

@@ -1,0 +1,213 @@
+"""Weights from anywhere, by one string; files that survive a kill, a full disk and a flipped bit."""
+
+import fcntl
+import hashlib
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from gacd import models
+from gacd.errors import GacdError, InputError, Locked
+from gacd.models.foreign import from_state
+
+MARK = b"gacd-sha256:"  # and 64 hex digits, after the zip that torch.load reads
+FORMAT = 1
+
+
+def load(source: str, *, mean: list[float] | None = None, std: list[float] | None = None) -> nn.Module:
+    """A network in eval mode from one string.
+
+    Args:
+        source: a run directory ("runs/a": its probe, else best, else last weights), a file in its `checkpoints/`,
+            "ARCH:FILE" for someone else's state_dict (.pt, .pth, .safetensors), or "package.module:factory", which
+            is imported and called.
+        mean, std: override a foreign file's normalisation, one number a channel.
+
+    Returns:
+        A `Classifier` (whatever the factory returned, in the last case).
+
+    Raises:
+        InputError: nothing there, damaged, of another architecture, or not finite.
+    """
+    return open_source(source, mean=mean, std=std).model
+
+
+@dataclass
+class Opened:
+    """A network and where it came from."""
+
+    model: nn.Module
+    weights: str  # which of the run's weights, or the file, or the factory
+    notes: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)  # what its run said of it: data, method, validation
+    run: Path | None = None
+
+
+def open_source(source: str, *, mean: list[float] | None = None, std: list[float] | None = None) -> Opened:
+    """As `load`, with the notes of how it was read."""
+    path = Path(source)
+    architecture, colon, place = source.partition(":")
+    if path.is_dir():
+        return _open_run(path)
+    if path.is_file():
+        return _open_own(path)
+    if colon and "." in architecture and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+        return _open_factory(architecture, place)
+    if colon:
+        return _open_foreign(models.parse(architecture), Path(place), mean, std)
+    raise InputError("no such run or file", source, "a run directory, ARCH:FILE or package.module:factory")
+
+
+def weights_of(run: Path) -> Path:
+    """The file a reader takes: the probe's, else the best on validation, else the last."""
+    for name in ("probe", "best", "last", "previous"):
+        if (run / "checkpoints" / f"{name}.pt").is_file():
+            return run / "checkpoints" / f"{name}.pt"
+    raise InputError("no checkpoint in run", run, "has it been trained?")
+
+
+def write(path: Path, payload: dict[str, Any], *, previous: Path | None = None) -> None:
+    """Saves atomically, with its SHA-256; `previous` keeps the file that stood there."""
+    buffer = io.BytesIO()
+    torch.save(payload | {"format": FORMAT}, buffer)
+    data = buffer.getvalue()
+    replace(path, data + MARK + hashlib.sha256(data).hexdigest().encode(), previous=previous)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of `write`, checked against its hash and read without running code."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError("cannot read checkpoint", f"{path}: {error.strerror}") from None
+    data, mark, digest = raw[: -len(MARK) - 64], raw[-len(MARK) - 64 : -64], raw[-64:]
+    if mark != MARK:
+        fix = "was it cut short? a foreign file is read as ARCH:FILE, such as resnet18:" + path.name
+        raise InputError("not a gacd checkpoint", path, fix)
+    if hashlib.sha256(data).hexdigest().encode() != digest:
+        raise InputError("damaged checkpoint, its SHA-256 does not match", path)
+    payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if payload.get("format") != FORMAT:
+        raise InputError("checkpoint of another version of gacd", path, f"format {payload.get('format')}")
+    return payload
+
+
+def read_newest(*paths: Path) -> dict[str, Any] | None:
+    """The first readable of several files; a damaged one is named on stderr. None where no file exists."""
+    existing = [path for path in paths if path.exists()]
+    for path in existing:
+        try:
+            return read(path)
+        except InputError as error:
+            print(f"gacd: warning: {error}", file=sys.stderr)
+    if existing:
+        raise InputError("no readable checkpoint", existing[0].parent, "move the directory away to start afresh")
+    return None
+
+
+def replace(path: Path, data: bytes, *, previous: Path | None = None) -> None:
+    """Writes beside the target, syncs, renames: a reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise GacdError("cannot write", f"{path}: {error.strerror}", "what was saved before is still there") from None
+
+
+@contextmanager
+def owned(run: Path, name: str = ".lock") -> Iterator[None]:
+    """One owner at a time; the kernel releases the lock when the process dies."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / name, "a")  # noqa: SIM115
+    except OSError as error:
+        raise InputError("cannot use run directory", f"{run}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Locked("another process is using the run", run, "try again when it has ended") from None
+        yield
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a network's weights and buffers, by name: the same for equal weights whatever file held them."""
+    h = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+def _open_run(run: Path) -> Opened:
+    opened = _open_own(weights_of(run))
+    opened.notes.append(f"{run}: {opened.weights} weights")
+    return opened
+
+
+def _open_own(path: Path) -> Opened:
+    payload = read(path)
+    model = models.build(**payload["model"])
+    model.load_state_dict(payload["weights"])
+    for name, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError("weights are not finite", f"{path}: {name}")
+    run = path.parent.parent if path.parent.name == "checkpoints" else None
+    return Opened(model.eval(), path.stem, record=payload.get("record", {}), run=run)
+
+
+def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: list[float] | None) -> Opened:
+    if not path.is_file():
+        raise InputError("no such file", path)
+    head = path.open("rb").read(200)
+    if not head:
+        raise InputError("empty file", path)
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError("a Git LFS pointer, not the weights", path, "git lfs pull")
+    if head.lstrip()[:1] == b"<":
+        raise InputError("a web page, not weights", path, "download the file itself")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile or broken file makes the safe readers raise
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise InputError("cannot be read safely as weights", f"{path}: {reason}") from None
+    model, notes = from_state(architecture, state, mean=mean, std=std)
+    return Opened(model.eval(), path.name, notes=notes)
+
+
+def _open_factory(module: str, name: str) -> Opened:
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError("cannot import factory", f"{module}:{name}: {error}") from None
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise InputError("the factory must return an nn.Module", f"{module}:{name}")
+    return Opened(model.eval(), f"{module}:{name}")

@@ -1,0 +1,317 @@
+"""The commands: their arguments are the command line's options, their docstrings its help."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from gacd import checkpoint, methods, models, ranks, results
+from gacd import data as datasets
+from gacd.cli import Ratio, plain
+from gacd.device import launch
+from gacd.errors import InputError, UsageError
+from gacd.evaluation import STANDARD, Evaluation
+from gacd.evaluation import evaluate as _evaluate
+from gacd.probe import probe as fit_probe
+from gacd.probe import prototypes, with_head
+from gacd.progress import Progress
+from gacd.runs import remember
+
+FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
+
+
+def train(
+    method: str,
+    *,
+    method_options: dict[str, Any],
+    fit_options: dict[str, Any],
+    out: str,
+    teacher: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    init: str | None = None,
+    data_dir: str | None = None,
+    size: int | None = None,
+    val_size: int = 1000,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    precision: Literal["auto", "32", "bf16", "64"] = "auto",
+) -> None:
+    """Trains a network by a method and leaves a run directory; the same command resumes it.
+
+    Args:
+        out: run directory.
+        teacher: weights to learn from: a run directory, ARCH:FILE, or package.module:factory.
+        model: the network, such as resnet18, resnet8-x2, wrn-34-10, mobilenetv2-x0.5; --init's if absent.
+        data: cifar10, cifar100, stl10, digits, or a folder of images; the teacher's or --init's if absent.
+        init: weights to start from, a source as for the teacher; with other classes its head is made afresh.
+        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+        size: pixels a side; images are resized to it.
+        val_size: training images held out to choose the best weights, at most a tenth.
+        mean: a foreign teacher's or --init's normalisation, a number per channel.
+        std: likewise.
+        device: cpu, cuda, or the best there is.
+        devices: processes on this machine; torchrun sets it by itself.
+        nodes: machines; torchrun sets it by itself.
+        precision: "auto" is bf16 autocast where the device is fast at it, else 32.
+    """
+    run = Path(out)
+    started = checkpoint.open_source(init, mean=mean, std=std) if init else None
+    guide = checkpoint.open_source(teacher, mean=mean, std=std) if teacher else None
+    if guide is None and "teacher" in method_options:
+        raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
+    known = (guide.record if guide else {}) or (started.record if started else {})
+    data = data or known.get("data")
+    if data is None:
+        raise UsageError("which images?", "--data", "cifar10, cifar100, stl10, digits or a folder")
+    images = datasets.load(
+        data,
+        data_dir=data_dir,
+        size=size or known.get("size") if data == known.get("data") else size,
+        val_size=val_size,
+        seed=fit_options["seed"],
+    )
+    fabric, precision = launch(device, devices, nodes, precision)
+    say = Console(stderr=True, highlight=False, quiet=fabric.global_rank > 0)
+    options = dict(method=method, model=None, data=data, teacher=teacher, init=init, size=size, val_size=val_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fit_options["seed"])
+        student, notes = _student(model, started, images)
+        cls = methods.load(method)
+        arguments = dict(student=student, labels=images.train.labels) | ({"teacher": guide.model} if guide else {})
+        built = cls(**arguments, **{k: v for k, v in method_options.items() if k not in ("teacher",)})
+    options |= dict(model=student.name, mean=mean, std=std, precision=precision, device=device, devices=devices)
+    options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
+    for note in [*images.notes, *(guide.notes if guide else []), *notes]:
+        say.print(note, markup=False)
+    if guide:
+        _check_teacher(guide, teacher, images, fabric.device, say)
+    from gacd.training import fit
+
+    with checkpoint.owned(run) if ranks.rank() == 0 else nullcontext():
+        remember(run, plain(options), FREE)
+        say.print("  ".join(f"{k} {v}" for k, v in plain(options).items() if v is not None), markup=False, style="dim")
+        summary = fit(built, images, run, fabric, **fit_options)
+        if ranks.rank() == 0:
+            if not built.trains_head:
+                _probe(run, images, say, seed=fit_options["seed"])
+            best = summary["best"]
+            if "val_robust" in best:
+                figures = f"natural {best['val_natural']:.1%}, PGD {best['val_robust']:.1%}"
+                say.print(f"best on held-out images: epoch {best['epoch'] + 1}, {figures}")
+            say.print(f"{run}: done. Next: gacd evaluate {run}", markup=False)
+
+
+def evaluate(
+    source: str,
+    *,
+    attacks: list[str] = list(STANDARD),  # noqa: B006  read by the command line, never changed
+    data: str | None = None,
+    eps: list[float] = [8 / 255],  # noqa: B006
+    step_size: float | None = None,
+    norm: Literal["Linf", "L2"] = "Linf",
+    n: int | None = None,
+    chunk: int = 250,
+    seed: int = 0,
+    data_dir: str | None = None,
+    size: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    out: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Prints natural and robust accuracy on test images and adds them to results.json.
+
+    Args:
+        source: a run directory, a file in its checkpoints/, ARCH:FILE, or package.module:factory.
+        attacks: fgsm, and pgd or margin with a number of steps.
+        data: the run's if absent.
+        eps: radii in pixel units, such as 8/255; several give a curve.
+        step_size: in pixel units; a quarter of eps if absent.
+        norm: of the ball.
+        n: only the first n test images.
+        chunk: images per forward.
+        seed: of the random starts.
+        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+        size: pixels a side.
+        mean: a foreign network's normalisation, a number per channel.
+        std: likewise.
+        out: directory for results.json; the run's own if absent.
+        device: cpu, cuda, or the best there is.
+    """
+    opened = checkpoint.open_source(source, mean=mean, std=std)
+    data = data or opened.record.get("data")
+    if data is None:
+        raise UsageError("which images?", "--data", "the source does not say")
+    same = data == opened.record.get("data")
+    images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
+    split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
+    fabric, _ = launch(device, precision="32")
+    model = opened.model.to(fabric.device, memory_format=torch.channels_last)
+    say, table = Console(), Table("attack", "norm", "eps", "step", "accuracy", "95 % interval", "n", "seconds")
+    for note in opened.notes:
+        say.print(note, markup=False)
+    entries: list[dict[str, Any]] = []
+    with Progress(len(split) * len(attacks) * len(eps) + len(split) * len(eps)) as progress:
+        for radius in eps:
+            result = _evaluate(
+                model,
+                split,
+                attacks,
+                norm=norm,
+                eps=radius,
+                step_size=step_size,
+                seed=seed,
+                chunk=chunk,
+                done=progress.advance,
+            )
+            entries += results.entries(result, opened, model, images.name, seed=seed, chunk=chunk)
+    for e in entries:
+        low, high = e["interval"]
+        shown = [e["attack"], e.get("norm", ""), e.get("eps", ""), e.get("step_size", "")]
+        table.add_row(*shown, f"{e['accuracy']:.2%}", f"{low:.2%} - {high:.2%}", str(e["n"]), f"{e['seconds']:.1f}")
+    say.print(table)
+    if "pgd20" in attacks:
+        say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
+    where = Path(out) if out else opened.run
+    if where:
+        results.add(where, entries, model)
+        say.print(f"written to {where / 'results.json'}", markup=False)
+
+
+def probe(
+    run: str,
+    *,
+    head: Literal["linear", "teacher", "student"] = "linear",
+    weight_decays: list[float] | None = None,
+    steps: int = 10,
+    seed: int = 0,
+    data_dir: str | None = None,
+) -> None:
+    """Fits a classifier on a run's frozen features; evaluate and --init then use it.
+
+    Args:
+        run: run directory.
+        head: "linear" is trained; "teacher" and "student" need no training: class means of that side's bank.
+        weight_decays: of the linear head; the best held-out robust accuracy is kept.
+        steps: of the PGD that measures it.
+        seed: of that PGD.
+        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+    """
+    say = Console(stderr=True, highlight=False)
+    path = Path(run)
+    options = _config(path)
+    images = datasets.load(
+        options["data"], data_dir=data_dir, size=options["size"], val_size=options["val_size"], seed=options["seed"]
+    )
+    with checkpoint.owned(path):
+        _probe(path, images, say, head=head, weight_decays=weight_decays, steps=steps, seed=seed)
+
+
+def download(name: Literal["cifar10", "cifar100", "stl10"], *, data_dir: str | None = None) -> None:
+    """Fetches and unpacks a data set.
+
+    Args:
+        name: cifar10, cifar100 or stl10.
+        data_dir: where to; $GACD_DATA or ./data if absent.
+    """
+    import os
+
+    from gacd.datasets import download as fetch
+
+    fetch(name, Path(data_dir or os.environ.get("GACD_DATA") or "data"))
+
+
+def _student(model: str | None, started: checkpoint.Opened | None, images: datasets.Dataset):
+    """The network to train, and what to say about it."""
+    if started is None:
+        if model is None:
+            raise UsageError("which network?", "--model", "such as resnet18, or --init")
+        return models.build(model, images.num_classes, images.mean, images.std), []
+    student = started.model
+    if model is not None and models.parse(model) != student.name:
+        raise UsageError(f"--model {model} is not what --init holds", student.name)
+    if student.channels != images.channels:
+        raise InputError(f"--init expects {student.channels} channels", f"{images.name} has {images.channels}")
+    notes = [f"--init: {note}" for note in started.notes]
+    if student.num_classes != images.num_classes:
+        notes.append(f"--init: {student.num_classes} classes, data {images.num_classes}: trunk kept, head made afresh")
+        student.fresh_head(images.num_classes)
+    return student, notes
+
+
+def _probe(
+    run: Path,
+    images: datasets.Dataset,
+    say: Console,
+    *,
+    head: str = "linear",
+    weight_decays: list[float] | None = None,
+    steps: int = 10,
+    seed: int = 0,
+) -> None:
+    """Fits a head on the run's best (else last) weights, prints the front, writes checkpoints/probe.pt."""
+    folder = run / "checkpoints"
+    opened = checkpoint.open_source(str(next(p for p in (folder / "best.pt", folder / "last.pt") if p.exists())))
+    record = opened.record | dict(head=head)
+    if head == "linear":
+        given = {} if weight_decays is None else dict(weight_decays=weight_decays)
+        model, rows = fit_probe(opened.model, images, steps=steps, seed=seed, **given)
+        table = Table(
+            "weight decay", "natural", f"PGD-{steps}", "", title="held-out images, by the probe's weight decay"
+        )
+        for row in rows:
+            kept = "kept" if row["kept"] else ""
+            table.add_row(f"{row['weight_decay']:g}", f"{row['val_natural']:.1%}", f"{row['val_robust']:.1%}", kept)
+        say.print(table)
+        record |= next(row for row in rows if row["kept"]) | dict(front=rows)
+    else:
+        state = (checkpoint.read_newest(folder / "last.pt", folder / "previous.pt") or {}).get("method", {})
+        if f"bank_{head}.rows" not in state:
+            raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
+        w, b = state["embed_s.weight"], state["embed_s.bias"]
+        temperature = float(Ratio(_config(run)["temperature"]))
+        model = with_head(opened.model, prototypes(state[f"bank_{head}.rows"], images.train.labels, w, b, temperature))
+        result = Evaluation() if not len(images.val) else _evaluate(model, images.val, [f"pgd{steps}"], seed=seed)
+        if result.correct:
+            record |= dict(val_natural=result.natural, val_robust=result.worst)
+            say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps} {result.worst:.1%}")
+    checkpoint.write(folder / "probe.pt", dict(model=model.config(), weights=model.state_dict(), record=record))
+    say.print(f"written to {folder / 'probe.pt'}", markup=False)
+
+
+def _config(run: Path) -> dict[str, Any]:
+    """A run's options."""
+    try:
+        return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise InputError("not a run directory: no readable config.yaml", run) from None
+
+
+def _check_teacher(opened: checkpoint.Opened, source: str, images: datasets.Dataset, device, say: Console) -> None:
+    """Measures the teacher on held-out images and refuses one that is not what it should be."""
+    teacher = opened.model
+    classes = getattr(teacher, "num_classes", images.num_classes)
+    if classes != images.num_classes:
+        fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one"
+        raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
+    if getattr(teacher, "channels", images.channels) != images.channels:
+        raise InputError(f"the teacher takes {teacher.channels} channels, {images.name} has {images.channels}", source)
+    split = images.val if len(images.val) else images.train
+    split = split.take(torch.arange(min(1000, len(split))))
+    measured = _evaluate(teacher.to(device), split, []).natural
+    say.print(f"teacher {source}: {measured:.1%} natural on {len(split)} held-out images", markup=False)
+    promised = opened.record.get("val_natural") if opened.record.get("data") == images.name else None
+    if promised is not None and measured < promised - 0.1:
+        what = f"the teacher reaches {measured:.1%} here, its checkpoint says {promised:.1%}"
+        raise InputError(what, source, "other --size or --data-dir than it was trained with?")
+    if promised is None and measured < 1.5 / images.num_classes:
+        fix = "another normalisation? give --mean and --std; other classes? gacd train pgdat --init adapts it"
+        raise InputError(f"the teacher is no better than chance, {measured:.1%}", source, fix)

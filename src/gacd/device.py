@@ -1,0 +1,59 @@
+"""Where to compute and in which precision: by what the hardware is made for, never by timing."""
+
+import os
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from gacd.errors import InputError
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+
+
+def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: str = "auto") -> tuple[Fabric, str]:
+    """A started Fabric, and the precision chosen.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        devices: processes on this machine; LOCAL_WORLD_SIZE, which torchrun sets, counts more.
+        nodes: machines; torchrun's WORLD_SIZE counts more.
+        precision: "auto", "32", "bf16" (autocast) or "64".
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device", "--device cuda", "--device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if local := int(os.environ.get("LOCAL_WORLD_SIZE", 0)):
+        devices, nodes = local, int(os.environ["WORLD_SIZE"]) // local
+    if precision == "auto":
+        precision = "bf16" if fast_bfloat16(device) else "32"
+    # Banks must not be overwritten by rank 0's: every rank holds all rows already.
+    strategy = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
+    fabric = Fabric(
+        accelerator=device, devices=devices, num_nodes=nodes, precision=PRECISIONS[precision], strategy=strategy
+    )
+    fabric.launch()
+    return fabric, precision
+
+
+def fast_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware; elsewhere they are emulated, a hundred times slower."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def describe(device: torch.device | str) -> str:
+    """The processor's or GPU's name."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

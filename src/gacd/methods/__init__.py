@@ -1,0 +1,86 @@
+"""The methods. The directory is the list: a file here is a method, a command and a row of the contract tests."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gacd.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from gacd.methods.base import Method
+
+HERE = Path(__file__).parent
+
+
+def names(teacher: bool | None = None) -> dict[str, str]:
+    """Name -> first line of the docstring, read without importing; `teacher` keeps those with or without one."""
+    found = {}
+    for path in sorted(HERE.glob("[a-z]*.py")):
+        if path.stem == "base":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        takes = any(
+            isinstance(node, ast.FunctionDef)
+            and node.name == "__init__"
+            and "teacher" in [argument.arg for argument in node.args.args]
+            for node in ast.walk(tree)
+        )
+        if teacher is None or teacher == takes:
+            found[path.stem] = (ast.get_docstring(tree) or "").splitlines()[0]
+    return found
+
+
+def load(method: str) -> "type[Method]":
+    """The class of a method: its name, "./mine.py", "./mine.py:Class" or "package.module:Class".
+
+    Code named by path is run, so it must come from a person, never from a file.
+    """
+    if method in names():
+        return _only_class(importlib.import_module(f"gacd.methods.{method}"), "")
+    place, _, name = method.rpartition(":") if ":" in method else (method, "", "")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise InputError("no such method file", place)
+        spec = importlib.util.spec_from_file_location(f"gacd_method_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    elif name:
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            raise InputError("cannot import method", f"{place}: {error}") from None
+    else:
+        import difflib
+
+        near = difflib.get_close_matches(method, names(), 1)
+        hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(names()) + ", or ./FILE.py"
+        raise UsageError("unknown method", method, hint)
+    return _only_class(module, name)
+
+
+def _only_class(module, name: str) -> "type[Method]":
+    from gacd.methods.base import Method
+
+    classes = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c)
+        and issubclass(c, Method)
+        and (c.__name__ == name or (not name and c.__module__ == module.__name__))
+    ]
+    if len(classes) != 1:
+        raise InputError(f"expected one subclass of gacd.methods.base.Method, found {len(classes)}", module.__name__)
+    return classes[0]
+
+
+def __getattr__(name: str) -> "type[Method]":
+    """`gacd.methods.ARD`: the class of the file ard.py, imported when asked for."""
+    if not name.startswith("_") and name.lower() in names():
+        return load(name.lower())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,42 @@
+"""What the processes of a distributed run share; with one process every function is the identity."""
+
+import torch
+from torch import Tensor, distributed
+
+
+def size() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if _many() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return distributed.get_rank() if _many() else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """All processes' rows in rank order, (size * B, ...), detached."""
+    if not _many():
+        return x.detach()
+    rows = [torch.empty_like(x) for _ in range(size())]
+    distributed.all_gather(rows, x.detach().contiguous())
+    return torch.cat(rows)
+
+
+def mine(x: Tensor) -> Tensor:
+    """This process's part of gathered rows."""
+    return x.chunk(size())[rank()]
+
+
+def average_(tensors: list[Tensor]) -> None:
+    """Replaces floating tensors by their mean over the processes, with one message."""
+    if _many() and tensors:
+        flat = torch.cat([t.flatten() for t in tensors])
+        distributed.all_reduce(flat)
+        flat /= size()
+        for t, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(mean.view_as(t))
+
+
+def _many() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,99 @@
+"""results.json: one entry per weights, data, threat and attack; evaluations add."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gacd import checkpoint
+from gacd.cli import Ratio
+from gacd.device import describe
+from gacd.evaluation import Evaluation, interval
+
+SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "steps", "seed", "chunk")
+
+
+def entries(
+    result: Evaluation, opened: checkpoint.Opened, model: nn.Module, data: str, *, seed: int, chunk: int
+) -> list[dict[str, Any]]:
+    """An evaluation as entries: natural, each attack, and the worst case per image."""
+    device = next(model.parameters()).device
+    common = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=data, split="test", n=result.n)
+    origin = dict(seed=seed, chunk=chunk, **provenance(device))
+    masks = dict(result.correct)
+    if len(result.threats) > 1:
+        masks["worst"] = result.survivors
+    rows = []
+    for name, mask in masks.items():
+        threat = dict(result.threats.get(name, {}))
+        if name == "worst":
+            first = next(iter(result.threats.values()))
+            threat = dict(norm=first["norm"], eps=first["eps"], of=list(result.threats))
+        for key in ("eps", "step_size"):
+            if key in threat:
+                threat[key] = str(Ratio(threat[key]))
+        correct = int(mask.sum())
+        rows.append(
+            common
+            | dict(attack=name)
+            | threat
+            | dict(accuracy=correct / result.n, correct=correct, interval=list(interval(correct, result.n)))
+            | dict(seconds=round(result.seconds.get(name, sum(result.seconds.values())), 2))
+            | origin
+        )
+    return rows
+
+
+def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> None:
+    """Merges entries into run/results.json, in the place of equal ones."""
+    with checkpoint.owned(run, ".results.lock"):
+        path = run / "results.json"
+        old = read(run)["results"] if path.exists() else []
+        keys = {_key(row) for row in new}
+        rows = [row for row in old if _key(row) not in keys] + new
+        size = sum(p.numel() for p in model.parameters())
+        payload = dict(format=1, model=getattr(model, "name", type(model).__name__), parameters=size, results=rows)
+        checkpoint.replace(path, (json.dumps(payload, indent=1) + "\n").encode())
+
+
+def read(run: Path) -> dict[str, Any]:
+    """A run's results.json."""
+    from gacd.errors import InputError
+
+    path = run / "results.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("cannot read results", f"{path}: {error}", "gacd evaluate writes it") from None
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Commit (in a checkout), device and versions, for every file of numbers."""
+    names = ("gacd", "torch", "numpy", "lightning-fabric")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return dict(commit=_commit(), device=describe(device), versions=versions)
+
+
+def _commit() -> str | None:
+    """HEAD of the checkout that this code runs from; None for an installed package."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "--show-toplevel", "--short=12", "HEAD"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[1] if len(lines) == 2 and here == Path(lines[0]) / "src" / "gacd" else None
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row.get(name) for name in SAME])

@@ -1,0 +1,155 @@
+"""A run directory: what training keeps on disk, who may write there, and how a run comes back."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from gacd import checkpoint, ranks
+from gacd.data import Dataset
+from gacd.errors import UsageError
+from gacd.methods.base import Method
+
+
+class Run:
+    """What a run keeps on disk, and how it comes back."""
+
+    def __init__(self, out: Path, method: Method, optimizer: Any, average: AveragedModel | None, data: Dataset):
+        self.out, self.method, self.optimizer, self.average = out, method, optimizer, average
+        self.origin = dict(data=data.name, size=data.size, classes=data.classes, method=type(method).__name__.lower())
+        self.logged = 0  # bytes of metrics.jsonl that belong to the newest checkpoint
+        self.best: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}
+        self.saved, self.began = time.monotonic(), time.time()
+        self.writes = ranks.rank() == 0
+
+    @property
+    def weights(self) -> nn.Module:
+        """The network that counts: the averaged one if there is one."""
+        return self.method.student if self.average is None else self.average.module
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.last | {"best": self.best}
+
+    def restore(self) -> int:
+        """Loads the newest checkpoint and cuts metrics.jsonl to its length; returns the step to go on from."""
+        folder = self.out / "checkpoints"
+        state = checkpoint.read_newest(folder / "last.pt", folder / "previous.pt")
+        if state is None:
+            (self.out / "metrics.jsonl").unlink(missing_ok=True)
+            return 0
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.logged, self.best, self.last = state["logged"], state["best"], state["last"]
+        return state["step"]
+
+    def __enter__(self) -> "Run":
+        if self.writes:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.metrics = open(self.out / "metrics.jsonl", "a+b")
+            self.metrics.truncate(self.logged)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.writes:
+            self.metrics.close()
+
+    def log(self, **row: float) -> None:
+        if self.writes:
+            self.metrics.write((json.dumps(row) + "\n").encode())
+            self.metrics.flush()
+            with open(self.out / "timing.jsonl", "a") as file:
+                file.write(json.dumps(dict(step=row["step"], seconds=round(time.time() - self.began, 3))) + "\n")
+
+    def validated(self, step: int, epoch: int, row: dict[str, float]) -> None:
+        """Logs a validation, and keeps the weights if they are the best so far (without validation: the newest)."""
+        if row:
+            self.log(step=step, epoch=epoch, **row)
+        self.last = row
+        if row.get("val_robust", 0.0) >= self.best.get("val_robust", 0.0):
+            self.best = row | {"epoch": epoch}
+            if self.writes:
+                checkpoint.write(self.out / "checkpoints" / "best.pt", self.network(self.best))
+
+    def network(self, row: dict[str, Any]) -> dict[str, Any]:
+        student = self.weights
+        return dict(model=student.config(), weights=student.state_dict(), record=self.origin | row)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self.saved
+
+    def save(self, step: int) -> None:
+        if self.writes:
+            state = self.network(self.last) | dict(
+                method=self.method.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                average=None if self.average is None else self.average.state_dict(),
+                step=step,
+                logged=self.metrics.seek(0, 2),
+                best=self.best,
+                last=self.last,
+            )
+            folder = self.out / "checkpoints"
+            checkpoint.write(folder / "last.pt", state, previous=folder / "previous.pt")
+        self.saved = time.monotonic()
+
+
+class Stopping:
+    """Turns Ctrl-C and SIGTERM into a request that training answers between two steps."""
+
+    signal = 0
+
+    def __enter__(self) -> "Stopping":
+        self.handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def agreed(self, save: bool) -> tuple[bool, int]:
+        """Whether any process wants to save, and the signal that any received."""
+        if ranks.size() == 1:
+            return save, self.signal
+        wishes = ranks.gather(torch.tensor([[int(save), self.signal]])).amax(0)
+        return bool(wishes[0]), int(wishes[1])
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:  # a second Ctrl-C does not wait for the step
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
+    """Writes config.yaml, or compares: a run resumed with other options is refused, with their names.
+
+    Args:
+        out: run directory.
+        options: flat names and plain values.
+        free: names of options that may change between a run and its resume.
+    """
+    path = out / "config.yaml"
+    if path.exists():
+        old = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        changed = [
+            f"{name} {old.get(name)} -> {options.get(name)}"
+            for name in sorted(old.keys() | options.keys())
+            if name not in free and old.get(name) != options.get(name)
+        ]
+        if changed:
+            what = "the run was started with other options: " + ", ".join(changed)
+            raise UsageError(what, out, "give those to resume it, or another --out")
+    elif ranks.rank() == 0:
+        checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
