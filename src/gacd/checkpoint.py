@@ -97,9 +97,12 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError("not a gacd checkpoint", path, fix)
     if hashlib.sha256(data).hexdigest().encode() != digest:
         raise InputError("damaged checkpoint, its SHA-256 does not match", path)
-    payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if payload.get("format") != FORMAT:
-        raise InputError("checkpoint of another version of gacd", path, f"format {payload.get('format')}")
+    try:
+        payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile file makes the safe reader raise
+        raise InputError("cannot be read safely as a checkpoint", f"{path}: {type(error).__name__}") from None
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise InputError("checkpoint of another version of gacd", path, f"not format {FORMAT}")
     return payload
 
 
@@ -171,8 +174,11 @@ def _open_run(run: Path) -> Opened:
 
 def _open_own(path: Path) -> Opened:
     payload = read(path)
-    model = models.build(**payload["model"])
-    model.load_state_dict(payload["weights"])
+    try:
+        model = models.build(**payload["model"])
+        model.load_state_dict(payload["weights"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError("the checkpoint's weights do not fit its network", f"{path}: {str(error)[:200]}") from None
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise InputError("weights are not finite", f"{path}: {name}")
@@ -183,7 +189,8 @@ def _open_own(path: Path) -> Opened:
 def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: list[float] | None) -> Opened:
     if not path.is_file():
         raise InputError("no such file", path)
-    head = path.open("rb").read(200)
+    with path.open("rb") as file:
+        head = file.read(200)
     if not head:
         raise InputError("empty file", path)
     if head.startswith(b"version https://git-lfs"):

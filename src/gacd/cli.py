@@ -15,6 +15,7 @@ from typing import Any
 from gacd import methods
 from gacd.errors import GacdError, UsageError
 
+CONFIGS = Path(__file__).parent / "configs"
 COMMANDS = {
     "train": "train a network: adversarially, or as a standard one; --init fine-tunes",
     "distill": "distil a teacher's robustness into a student",
@@ -126,6 +127,11 @@ class Ratio(float):
     __repr__ = __str__
 
 
+def _written(value: Ratio) -> str | float:
+    """As YAML keeps it."""
+    return text if "/" in (text := str(value)) else float(value)
+
+
 class Parser:
     """A jsonargparse parser filled from signatures.
 
@@ -139,13 +145,15 @@ class Parser:
         import jsonargparse
         from jsonargparse.typing import register_type
 
-        register_type(Ratio, serializer=str, deserializer=Ratio, fail_already_registered=False)
+        register_type(Ratio, serializer=_written, deserializer=Ratio, fail_already_registered=False)
         text = description.split("Args:")[0].strip()
         self.parser = jsonargparse.ArgumentParser(
             prog=prog, description=text, exit_on_error=False, allow_abbrev=False, print_config="--print_config"
         )
         if configs:
-            self.parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="a YAML file of options")
+            recipes = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+            text = f"a YAML file of options, or a published recipe: {recipes}"
+            self.parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=text)
         self.groups: dict[str, list[str]] = {}
 
     def add(self, function: Callable, group: str = "options", skip: set[str] = frozenset(), owner: Any = None) -> None:
@@ -155,6 +163,7 @@ class Parser:
         help_of = {p.arg_name: p.description for p in parse(inspect.getdoc(function) or "").params}
         hints = typing.get_type_hints(owner or function)
         target = self.parser.add_argument_group(group)
+        self.groups.setdefault(group, [])
         for name, parameter in inspect.signature(function).parameters.items():
             positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             if name in skip or (positional and hints.get(name) not in (str, list[str])):
@@ -174,7 +183,7 @@ class Parser:
                     options["type"] = _item(hints[name])
                 default = {} if required else dict(default=_default(parameter.default))
                 target.add_argument("--" + name.replace("_", "-"), dest=name, required=required, **default, **options)
-            self.groups.setdefault(group, []).append(name)
+            self.groups[group].append(name)
 
     def drop(self, name: str) -> None:
         """Takes an option out again."""
@@ -193,10 +202,17 @@ class Parser:
         from argparse import ArgumentError
 
         try:
-            values = self.parser.parse_args(argv)
+            values = self.parser.parse_args([_recipe(word, before) for before, word in zip(["", *argv], argv)])
         except (ArgumentError, TypeError, ValueError) as error:
             raise UsageError(" ".join(str(error).split())[:400], "", f"see {self.parser.prog} --help") from None
-        return {name: values[name] for names in self.groups.values() for name in names}
+        return {name: _bare(values[name]) for names in self.groups.values() for name in names}
+
+
+def _recipe(word: str, before: str) -> str:
+    """After --config, the path of a published recipe's name."""
+    name = word.removeprefix("--config=") if word.startswith("--config=") else word if before == "--config" else ""
+    packaged = CONFIGS / f"{name}.yaml"
+    return word.replace(name, str(packaged)) if name.isidentifier() and packaged.is_file() else word
 
 
 def _type(hint: Any) -> Any:
@@ -219,6 +235,13 @@ def _default(value: Any) -> Any:
     if isinstance(value, float):
         return Ratio(value)
     return [_default(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _bare(value: Any) -> Any:
+    """Floats in the place of Ratios: what ends in a checkpoint must be of types that torch loads safely."""
+    if isinstance(value, list):
+        return [_bare(v) for v in value]
+    return float(value) if isinstance(value, Ratio) else value
 
 
 def _overview() -> str:
@@ -248,7 +271,7 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
 
     def one(value: Any) -> Any:
         if isinstance(value, float):
-            return text if "/" in (text := str(Ratio(value))) else float(value)
+            return _written(Ratio(value))
         if isinstance(value, tuple | list):
             return [one(v) for v in value]
         return str(value) if isinstance(value, Path) else value

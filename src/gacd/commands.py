@@ -1,5 +1,6 @@
 """The commands: their arguments are the command line's options, their docstrings its help."""
 
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from gacd import checkpoint, methods, models, ranks, results
 from gacd import data as datasets
+from gacd.attacks import check_threat
 from gacd.cli import Ratio, plain
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
@@ -21,6 +23,11 @@ from gacd.probe import prototypes, with_head
 from gacd.progress import Progress
 from gacd.runs import remember
 
+LIMITS = {
+    **dict.fromkeys(("epochs", "val_every", "log_every", "batch_size", "devices", "nodes"), (1, 1e9)),
+    **dict.fromkeys(("clip", "weight_decay", "save_every", "val_steps"), (0, 1e9)),
+    **dict(lr=(1e-12, 1e9), ema=(0, 1), seed=(-(2**63), 2**63 - 1)),
+}
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
 
 
@@ -62,10 +69,12 @@ def train(
         nodes: machines; torchrun sets it by itself.
         precision: "auto" is bf16 autocast where the device is fast at it, else 32.
     """
+    _check_ranges(method_options | fit_options | dict(devices=devices, nodes=nodes))
     run = Path(out)
     started = checkpoint.open_source(init, mean=mean, std=std) if init else None
     guide = checkpoint.open_source(teacher, mean=mean, std=std) if teacher else None
-    if guide is None and "teacher" in method_options:
+    cls = methods.load(method)
+    if guide is None and "teacher" in inspect.signature(cls).parameters:
         raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
     known = (guide.record if guide else {}) or (started.record if started else {})
     data = data or known.get("data")
@@ -84,9 +93,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])
         student, notes = _student(model, started, images)
-        cls = methods.load(method)
         arguments = dict(student=student, labels=images.train.labels) | ({"teacher": guide.model} if guide else {})
-        built = cls(**arguments, **{k: v for k, v in method_options.items() if k not in ("teacher",)})
+        built = cls(**arguments, **method_options)
     options |= dict(model=student.name, mean=mean, std=std, precision=precision, device=device, devices=devices)
     options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
     for note in [*images.notes, *(guide.notes if guide else []), *notes]:
@@ -146,6 +154,8 @@ def evaluate(
         out: directory for results.json; the run's own if absent.
         device: cpu, cuda, or the best there is.
     """
+    if chunk < 1 or (n is not None and n < 1):
+        raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
     opened = checkpoint.open_source(source, mean=mean, std=std)
     data = data or opened.record.get("data")
     if data is None:
@@ -215,7 +225,19 @@ def probe(
         _probe(path, images, say, head=head, weight_decays=weight_decays, steps=steps, seed=seed)
 
 
-def download(name: Literal["cifar10", "cifar100", "stl10"], *, data_dir: str | None = None) -> None:
+def check(method: str) -> None:
+    """Tries a method on small inputs; stops at the first part of the contract that it breaks.
+
+    Args:
+        method: a method's name, ./mine.py, or package.module:Class.
+    """
+    from gacd.check import check as contract
+
+    for line in contract(method):
+        print(line)
+
+
+def download(name: str, *, data_dir: str | None = None) -> None:
     """Fetches and unpacks a data set.
 
     Args:
@@ -227,6 +249,16 @@ def download(name: Literal["cifar10", "cifar100", "stl10"], *, data_dir: str | N
     from gacd.datasets import download as fetch
 
     fetch(name, Path(data_dir or os.environ.get("GACD_DATA") or "data"))
+
+
+def _check_ranges(options: dict[str, Any]) -> None:
+    """Refuses numbers without a meaning before anything is read or written."""
+    for name in options.keys() & LIMITS.keys():
+        low, high = LIMITS[name]
+        if not low <= options[name] <= high:
+            raise UsageError(f"{name} must be from {low:g} to {high:g}", options[name])
+    if "eps" in options:
+        check_threat(**{n: options[n] for n in ("eps", "step_size", "steps") if n in options})
 
 
 def _student(model: str | None, started: checkpoint.Opened | None, images: datasets.Dataset):

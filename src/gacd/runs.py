@@ -44,7 +44,6 @@ class Run:
         folder = self.out / "checkpoints"
         state = checkpoint.read_newest(folder / "last.pt", folder / "previous.pt")
         if state is None:
-            (self.out / "metrics.jsonl").unlink(missing_ok=True)
             return 0
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -141,7 +140,7 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
         free: names of options that may change between a run and its resume.
     """
     path = out / "config.yaml"
-    if path.exists():
+    if any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt")):
         old = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         changed = [
             f"{name} {old.get(name)} -> {options.get(name)}"

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.loop import evaluating, maximize
+from gacd.attacks.loop import maximize
 from gacd.losses import cross_entropy, kl
 from gacd.methods.base import Method
+from gacd.models.folding import attackable
 
 
 class ARD(Method):
@@ -43,10 +44,10 @@ class ARD(Method):
         self.eps, self.step_size, self.steps = eps, step_size, steps
 
     def attack(self, x, y, index=None):
-        with evaluating(self.student) if self.attack_mode == "eval" else nullcontext():
+        with attackable(self.student, x) if self.attack_mode == "eval" else nullcontext(self.student) as student:
             return maximize(
                 x,
-                lambda z: cross_entropy(self.student(z), y),
+                lambda z: cross_entropy(student(z), y),
                 start=x + self.eps * self.noise(x, index, "uniform", "start"),
                 eps=self.eps,
                 step_size=self.step_size,

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gacd import noise, ranks
-from gacd.attacks.loop import evaluating, maximize
+from gacd.attacks.loop import maximize
 from gacd.errors import InputError
 from gacd.losses import at_least_float32, cross_entropy, kl, reweighted_nce, transport
 from gacd.memory import Bank, draw
 from gacd.methods.base import Method, outside_autocast
+from gacd.models.folding import attackable
 
 
 class GACD(Method):
@@ -87,12 +88,12 @@ class GACD(Method):
 
     def attack(self, x, y, index=None):
         """x+: distorts the student's penultimate features most, label unseen (Implementation Details)."""
-        with evaluating(self.student):
+        with attackable(self.student, x) as student:
             with torch.no_grad():
-                f = self.student.features(x)
+                f = student.features(x)
             return maximize(
                 x,
-                lambda z: DISTANCES[self.distance](self.student.features(z), f),
+                lambda z: DISTANCES[self.distance](student.features(z), f),
                 start=x + self.eps * self.noise(x, index, "uniform", "start"),
                 eps=self.eps,
                 step_size=self.step_size,

@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from gacd.attacks.loop import evaluating, maximize
+from gacd.attacks.loop import maximize
 from gacd.losses import cross_entropy
 from gacd.methods.base import Method
+from gacd.models.folding import attackable
 
 
 class NFGSM(Method):
@@ -20,10 +21,10 @@ class NFGSM(Method):
         self.eps, self.spread = eps, spread
 
     def attack(self, x, y, index=None):
-        with evaluating(self.student):
+        with attackable(self.student, x) as student:
             return maximize(
                 x,
-                lambda z: cross_entropy(self.student(z), y),
+                lambda z: cross_entropy(student(z), y),
                 start=x + self.spread * self.eps * self.noise(x, index, "uniform", "start"),
                 eps=(1 + self.spread) * self.eps,  # noise and step together: the projection never cuts
                 step_size=self.eps,

@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from gacd.attacks.loop import evaluating, maximize
+from gacd.attacks.loop import maximize
 from gacd.losses import cross_entropy
 from gacd.methods.base import Method
+from gacd.models.folding import attackable
 
 
 class PGDAT(Method):
@@ -29,10 +30,10 @@ class PGDAT(Method):
         self.eps, self.step_size, self.steps = eps, step_size, steps
 
     def attack(self, x, y, index=None):
-        with evaluating(self.student):
+        with attackable(self.student, x) as student:
             return maximize(
                 x,
-                lambda z: cross_entropy(self.student(z), y),
+                lambda z: cross_entropy(student(z), y),
                 start=x + self.eps * self.noise(x, index, "uniform", "start"),
                 eps=self.eps,
                 step_size=self.step_size,

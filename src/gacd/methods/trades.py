@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from gacd.attacks.loop import evaluating, maximize
+from gacd.attacks.loop import maximize
 from gacd.losses import cross_entropy, kl
 from gacd.methods.base import Method
+from gacd.models.folding import attackable
 
 
 class TRADES(Method):
@@ -31,11 +32,11 @@ class TRADES(Method):
         self.beta, self.eps, self.step_size, self.steps = beta, eps, step_size, steps
 
     def attack(self, x, y, index=None):
-        with evaluating(self.student):
-            clean = self.student(x).detach()
+        with attackable(self.student, x) as student:
+            clean = student(x).detach()
             return maximize(
                 x,
-                lambda z: kl(clean, self.student(z)),
+                lambda z: kl(clean, student(z)),
                 start=x + 1e-3 * self.noise(x, index, "normal", "start"),
                 eps=self.eps,
                 step_size=self.step_size,

@@ -1,0 +1,196 @@
+"""The report's figures, for screen and print; the only importer of matplotlib.
+
+Every function takes all runs, in the report's order, so that a run has one colour throughout; `svg` and `png` turn the
+figure into something to keep.
+"""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, PercentFormatter
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
+MARKERS = "osD^vP*X"  # one more than colours, so that the pairs repeat late
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
+    "svg.hashsalt": "gacd",  # the same figure, the same bytes
+    "text.parse_math": False,  # a run called "a$b" is no formula
+}
+Line = Sequence[tuple[float, float]]
+
+
+class Point(NamedTuple):
+    """A run's natural and robust accuracy, the latter with its interval, as shares."""
+
+    natural: float
+    robust: float
+    low: float
+    high: float
+
+
+class Picture(NamedTuple):
+    """What an attack did to images: (N,C,H,W) in [0,1], and the predicted classes' names before and after."""
+
+    x_adv: np.ndarray
+    before: Sequence[str]
+    after: Sequence[str]
+
+
+def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
+    """Robust against natural accuracy, with the Pareto front."""
+    with rc_context(STYLE):
+        figure, axes = _axes(len(points), "natural accuracy", f"robust accuracy, {threat}")
+        shown = {name: p for name, p in points.items() if p}
+        front = pareto([(p.natural, p.robust) for p in shown.values()])
+        axes.plot(*zip(*front, strict=True), color="#b0b0b0", drawstyle="steps-pre", zorder=1, gid="front")
+        for i, (name, p) in enumerate(points.items()):
+            if p:
+                bars = [[p.robust - p.low], [p.high - p.robust]]
+                axes.errorbar(p.natural, p.robust, bars, **_look(i), linestyle="", elinewidth=0.8, gid=f"run{i}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.margins(0.08)
+        _names(axes, [(i, name, p.natural, p.robust) for i, (name, p) in enumerate(points.items()) if p])
+    return figure
+
+
+def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True) -> Figure:
+    """One line a run.
+
+    Args:
+        lines: name -> (x, y) pairs in order of x; empty: nothing to draw.
+        x: the axis' name.
+        y: likewise.
+        share: y is a share of images; otherwise a loss, on a logarithmic axis if it can be.
+    """
+    with rc_context(STYLE):
+        figure, axes = _axes(len(lines), x, y)
+        for i, line in enumerate(lines.values()):
+            if line:
+                marker = _look(i) if len(line) < 30 else {"color": _look(i)["color"]}
+                axes.plot(*zip(*line, strict=True), **marker, markersize=3.5, gid=f"run{i}")
+        if share:
+            axes.set_ylim(-0.03, 1.03)
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        elif min(value for line in lines.values() for _, value in line) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        _names(axes, [(i, name, *line[-1]) for i, (name, line) in enumerate(lines.items()) if line])
+    return figure
+
+
+def pictures(x: np.ndarray, attacked: Mapping[str, Picture]) -> Figure:
+    """A row of images (N,C,H,W) in [0,1], then per run the perturbation, magnified, and what it made of them."""
+    rows, columns = 1 + 2 * len(attacked), len(x)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(0.9 * columns + 1.7, 0.95 * rows + 0.25 * len(attacked)))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        _row(grid[0], x, "original")
+        for i, (name, picture) in enumerate(attacked.items()):
+            change = picture.x_adv - x
+            _row(grid[1 + 2 * i], 0.5 + change / max(2 * abs(change).max(), 1e-9), "perturbation")
+            _row(grid[2 + 2 * i], picture.x_adv, _short(name))
+            for axes, before, after in zip(grid[2 + 2 * i], picture.before, picture.after, strict=True):
+                changed = before != after
+                label = f"{_short(before, 9)} → {_short(after, 9)}" if changed else _short(after, 18)
+                axes.set_title(label, fontsize=8, pad=3, color=COLOURS[1] if changed else "black")
+    return figure
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other point beats in one coordinate and equals in the other, from left to right."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
+def svg(figure: Figure, name: str, title: str) -> str:
+    """The figure for an HTML page; `name` keeps its ids apart from other figures', `title` is read out."""
+    text = _save(figure, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", text[text.index("<svg") :])
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+
+
+def png(figure: Figure, path: Path, dpi: int = 160) -> None:
+    path.write_bytes(_save(figure, format="png", dpi=dpi))
+
+
+def _save(figure: Figure, **options) -> bytes:
+    buffer = io.BytesIO()
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts have it
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
+
+
+def _axes(runs: int, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.4, max(3.3, 0.18 * runs)))
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _look(i: int) -> dict[str, str]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def _names(axes: Axes, ends: list[tuple[int, str, float, float]]) -> None:
+    """Names in a column beside the axes, pushed apart until none overlaps, each tied to its point."""
+    axes.set_ylim(axes.get_ylim())
+    to_axes = (axes.transData + axes.transAxes.inverted()).transform
+    ends = sorted(ends, key=lambda end: end[3])
+    gap = min(0.065, 1 / max(len(ends), 1))
+    places: list[float] = []
+    for _, _, x, y in ends:
+        places.append(max([to_axes((x, y))[1], *(p + gap for p in places[-1:])]))
+    ceiling = 1.0
+    for n in reversed(range(len(places))):
+        places[n] = ceiling = min(places[n], ceiling)
+        ceiling -= gap
+    for (i, name, x, y), place in zip(ends, places, strict=True):
+        axes.annotate(
+            _short(name),
+            (x, y),
+            (1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            color=COLOURS[i % len(COLOURS)],
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": COLOURS[i % len(COLOURS)], "alpha": 0.45, "linewidth": 0.6},
+        )
+
+
+def _row(row: Sequence[Axes], images: np.ndarray, name: str) -> None:
+    for axes, image in zip(row, images, strict=True):
+        colour = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
+        axes.imshow(colour.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+
+
+def _short(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else "…" + name[1 - length :]

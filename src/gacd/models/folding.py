@@ -1,0 +1,105 @@
+"""A network made ready to be attacked: eval mode, batch norms folded into the convolutions before them.
+
+In eval mode a batch norm after a convolution is a scale and a shift of its filters. An attack runs the network many
+times with the same weights, so folding them once saves two passes over every feature map in each step.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from gacd.attacks.loop import evaluating
+
+_twins: "WeakKeyDictionary[nn.Module, Twin | None]" = WeakKeyDictionary()
+
+
+@contextmanager
+def attackable(model: nn.Module, x: Tensor) -> Iterator[nn.Module]:
+    """Eval mode inside; yields a network equal to the model up to rounding and faster to attack.
+
+    Args:
+        model: any network; one with nothing to fold is yielded itself.
+        x: (B,C,H,W) images, of which the first shows how convolutions and batch norms are connected.
+    """
+    with evaluating(model):
+        if model not in _twins:
+            twin = Twin(model, x[:1])
+            _twins[model] = twin if twin.faithful(model, x[:1]) else None
+        twin = _twins[model]
+        yield model if twin is None else twin.refreshed(model)
+
+
+class Twin:
+    """A copy of a network's structure that shares its tensors, but for the folded ones.
+
+    Args:
+        model: in eval mode.
+        x: (1,C,H,W) an image.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor):
+        self.pairs = _convolutions_before_batch_norms(model, x)
+        self.module = copy.deepcopy(model) if self.pairs else None
+        for _, norm in self.pairs:
+            parent, _, name = norm.rpartition(".")
+            setattr(self.module.get_submodule(parent), name, nn.Identity())
+
+    def faithful(self, model: nn.Module, x: Tensor) -> bool:
+        """Whether it computes what the model does: not where an activation before a batch norm is used elsewhere."""
+        if not self.pairs:
+            return False
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            expected, actual = model(x), self.refreshed(model)(x)
+        return bool((actual - expected).abs().max() <= 1e-3 * expected.abs().max())
+
+    def refreshed(self, model: nn.Module) -> nn.Module:
+        """The twin with the model's present weights; new tensors, so that no cast kept by autocast is stale."""
+        folded = {conv for conv, _ in self.pairs}
+        originals = dict(model.named_modules())
+        for name, module in self.module.named_modules():
+            if name not in folded and not isinstance(module, nn.Identity):
+                module._parameters = originals[name]._parameters
+                module._buffers = originals[name]._buffers
+        for conv, norm in self.pairs:
+            weight, bias = _fold(originals[conv], originals[norm])
+            self.module.get_submodule(conv)._parameters = dict(weight=weight, bias=bias)
+        return self.module
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    bias = shift * scale if norm.bias is None else shift * scale + norm.bias
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    return nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+
+
+def _convolutions_before_batch_norms(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    """Names (conv, batch norm) where the second takes just what the first gives, each used once."""
+    made: list[tuple[Tensor, str]] = []
+    taken: list[tuple[Tensor, str]] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(lambda m, args, out, name=name: made.append((out, name))))
+        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: taken.append((args[0], name))))
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    convs, norms = [name for _, name in made], [name for _, name in taken]
+    return [
+        (conv, norm)
+        for out, conv in made
+        for used, norm in taken
+        if used is out and convs.count(conv) == norms.count(norm) == 1
+    ]
