@@ -82,9 +82,9 @@ def test_inside_the_ball_and_the_box_in_exact_arithmetic(name, norm, eps):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("eps", [0.0, 1e-3, 0.031, 8 / 255, 1 / 3, 1.0])
-def test_a_start_is_projected(norm, eps):
-    x = awkward()
-    start = x + 3 * noise.normal(3, torch.arange(4), (3, 4, 4))
+@pytest.mark.parametrize("x", [awkward(), images(20, 4, 0.3, 0.7)])  # at the box's faces, and far from them
+def test_a_start_is_projected(norm, eps, x):
+    start = x + 3 * noise.normal(3, torch.arange(len(x)), (3, 4, 4))
     given = start.clone()
     x_adv = maximize(x, lambda z: z.flatten(1).sum(1), norm=norm, eps=eps, step_size=0, steps=0, start=start)
     exactly_inside(x, x_adv, norm, eps)

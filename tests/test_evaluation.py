@@ -54,7 +54,7 @@ def network():
 def test_a_linear_network_s_robustness_is_the_known_one(attack, norm, low, high, eps):
     model, x = Linear(), images(300, low, high)
     w = (model.layer.weight[1] - model.layer.weight[0]).detach()
-    with torch.no_grad():  # labels that half of the images' distances to the boundary survive
+    with torch.no_grad():
         y = model(x).argmax(1)
         toward = (1 - 2 * y).view(-1, 1, 1, 1) * w.view(1, 3, 4, 4)
         worst = (x + eps * toward.sign()).clamp(0, 1) if norm == "Linf" else x + eps * toward / w.norm()
@@ -69,12 +69,12 @@ def test_a_linear_network_s_robustness_is_the_known_one(attack, norm, low, high,
 
 def test_worst_is_taken_per_image(monkeypatch):
     def breaks(rest):
-        return lambda model, x, y, *, index, **options: torch.where((index % 3 == rest).view(-1, 1, 1, 1), 1 - x, x)
+        return lambda model, x, y, **options: torch.where((x[:, 1:2, :1, :1] * 64 % 3).round() == rest, 1 - x, x)
 
     for name, rest in (("first", 0), ("second", 1)):
         monkeypatch.setitem(ATTACKS, name, breaks(rest))
     x = images(12)
-    x[:, 0, 0, 0] = torch.arange(12) % 2
+    x[:, 0, 0, 0], x[:, 1, 0, 0] = torch.arange(12) % 2, torch.arange(12) / 64
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     with torch.no_grad():
         model[1].weight.zero_()[:, 0] = torch.tensor([-1.0, 1.0])
@@ -99,16 +99,15 @@ def test_images_already_wrong_are_not_attacked(network, monkeypatch):
     model, x, y = network
     seen, progress = [], []
 
-    def counting(model, x, y, *, index, **options):
-        seen.append(index)
-        assert x.shape == (8, 3, 8, 8)
+    def counting(model, z, y, *, index=None, **options):
+        seen.extend(int((x == image).flatten(1).all(1).nonzero()) for image in z)
+        assert z.shape == (8, 3, 8, 8)
         assert options == dict(norm="Linf", eps=0.1, step_size=0.025, seed=3, steps=7)
-        return x
+        return z
 
     monkeypatch.setitem(ATTACKS, "counting", counting)
     result = evaluate(model, (x, y), ["counting7"], chunk=8, eps=0.1, seed=3, done=progress.append)
-    assert torch.cat(seen).unique().tolist() == [i for i in range(43) if i % 5]
-    assert len(seen) == math.ceil(34 / 8)
+    assert seen == [i for i in range(43) if i % 5] + [42] * (-34 % 8)  # the last one pads
     assert result.worst == result.natural == pytest.approx(34 / 43)
     assert sum(progress) == 2 * 43
 
@@ -243,10 +242,8 @@ def test_data_that_cannot_be_meant_is_refused(data, says):
         evaluate(Linear(), data)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_refused(value):
+def test_logits_that_are_not_finite_are_refused():
     model = Linear()
-    with torch.no_grad():
-        model.layer.bias[0] = value
+    model.layer.bias.data[0] = math.nan
     with pytest.raises(InputError, match="logits are not finite"):
         evaluate(model, (images(3), torch.zeros(3, dtype=torch.int64)))

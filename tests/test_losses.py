@@ -124,6 +124,12 @@ def test_sinkhorn_equals_the_iteration_in_the_open():
 def test_sinkhorn_stops_when_the_potentials_rest():
     cost = cosine_cost(numbers(6, 6), numbers(6, 6, seed=1))
     full = sinkhorn(cost, entropy=0.1, iterations=1000, tolerance=0)
+    kernel, u, v = (-cost / 0.1).exp(), torch.ones(6, 1, dtype=torch.float64), torch.ones(1, 6, dtype=torch.float64)
+    moved = math.inf
+    while moved >= 0.1:
+        before, u = u, 1 / 6 / (kernel * v).sum(1, keepdim=True)
+        v, moved = 1 / 6 / (kernel * u).sum(0, keepdim=True), float((0.1 * (u.log() - before.log())).abs().sum())
+    assert torch.allclose(sinkhorn(cost, entropy=0.1, iterations=1000, tolerance=0.1), u * kernel * v, rtol=1e-10)
     loose, tight = (sinkhorn(cost, entropy=0.1, iterations=1000, tolerance=t) for t in (0.1, 1e-6))
     assert float((tight - full).abs().max()) < 1e-6 < float((loose - full).abs().max())
     cold = sinkhorn(cost * 1e4, entropy=0.01, iterations=100, tolerance=0.1)  # exp(-cost / entropy) underflows

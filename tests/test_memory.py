@@ -66,6 +66,16 @@ def test_a_large_bank_is_searched_only_as_far_as_needed():
     assert len(columns.unique()) == len(columns)
 
 
+def test_a_prefix_that_falls_short_is_replaced_by_the_whole_order():
+    labels, lengths = (torch.arange(5000) % 10 == 0).long(), set()
+    for seed in range(150):
+        columns, keep = draw(labels, torch.arange(2), 400, noise.key(seed), 0.9)
+        assert keep.sum(1).tolist() == [400.0, 400.0]
+        lengths.add(len(columns))
+    assert len(lengths) == 2
+    assert max(lengths) == 5000
+
+
 def test_a_bank_starts_with_unit_rows_of_its_own():
     a, b = Bank(40, 16, "teacher").rows, Bank(40, 16, "student").rows
     assert torch.allclose(a.norm(dim=1), torch.ones(40))

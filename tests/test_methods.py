@@ -53,7 +53,11 @@ VIOLATIONS = {  # what is replaced in MINE, by what, and what the contract says 
     "not a scalar": ("soft=soft)", "soft=t)", "loss: soft is not a scalar"),
     "detached": ("y) + self.weight * soft", "y).detach()", "loss: the loss has no gradient"),
     "teacher gets gradient": ("with torch.no_grad()", "with torch.enable_grad()", "gradient: it reaches the teacher's"),
-    "trunk frozen": ("self.student(x", "self.student.head(self.student.features(x).detach()) if 1 else (x", "gradient: "),
+    "trunk frozen": (
+        "self.student(x",
+        "self.student.head(self.student.features(x).detach()) if 1 else (x",
+        "gradient: ",
+    ),
     "teacher trained": ("t = self.teacher(x_adv)", "t = self.teacher.train()(x_adv)", "teacher: "),
     "teacher changed": ("t = self.t", "self.teacher.head.bias.add_(1); t = self.t", "teacher: changed by training"),
     "teacher in the state": (
@@ -73,7 +77,11 @@ VIOLATIONS = {  # what is replaced in MINE, by what, and what the contract says 
     ),
     "loss rises": ("self.weight * soft", "soft - 1e3 * self.student(x).square().mean()", "falls: |loss: "),
     "outside the box": (".clamp(0, 1)", "", "attack: x_adv leaves"),
-    "mode changed": ("        return (x +", "        self.student.eval()\n        return (x +", "attack: the student's mode"),
+    "mode changed": (
+        "        return (x +",
+        "        self.student.eval()\n        return (x +",
+        "attack: the student's mode",
+    ),
     "global generator": (
         'self.noise(x, index, "uniform", "near")',
         "torch.rand_like(x)",
@@ -84,7 +92,11 @@ VIOLATIONS = {  # what is replaced in MINE, by what, and what the contract says 
         "        import numpy as np\n        np.random.rand()\n        soft =",
         "randomness: a global random generator",
     ),
-    "raises": ("        soft =", "        soft = 1 / 0 #", r"Mine|fails: loss: ZeroDivisionError: division by zero \(.*mine"),
+    "raises": (
+        "        soft =",
+        "        soft = 1 / 0 #",
+        r"Mine|fails: loss: ZeroDivisionError: division by zero \(.*mine",
+    ),
 }
 
 
@@ -150,7 +162,7 @@ def test_adding_a_file_adds_a_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(methods, "HERE", here)
     monkeypatch.setattr(methods, "__path__", [str(here)])
     assert main(["distill", "--help"]) == 0
-    assert "  mine      Someone's own method." in capsys.readouterr().out.splitlines()
+    assert "  mine       Someone's own method." in capsys.readouterr().out.splitlines()
     assert main(["train"]) == 0
     out = capsys.readouterr().out
     assert "mine " not in out

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gacd.checkpoint import load
     from gacd.evaluation import evaluate
 
-__all__ = ["evaluate", "fgsm", "load", "margin", "maximize", "methods", "pgd"]
+__all__ = ["evaluate", "fgsm", "load", "margin", "maximize", "methods", "models", "pgd"]
 
 _HOMES = dict(load="checkpoint", evaluate="evaluation", pgd="attacks", fgsm="attacks", margin="attacks")
 _HOMES |= dict(maximize="attacks")
@@ -23,6 +23,6 @@ def __getattr__(name: str) -> Any:
     """Imported when asked for, so that `gacd --help` need not wait for torch."""
     if name in _HOMES:
         return getattr(import_module(f"gacd.{_HOMES[name]}"), name)
-    if name == "methods":
-        return import_module("gacd.methods")
+    if name in ("methods", "models"):
+        return import_module(f"gacd.{name}")
     raise AttributeError(f"module 'gacd' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 A small batch, two tiny networks and the labels of 20,000 images that do not exist stand in for a training run.
 """
 
+import functools
 import inspect
 import io
 import math
@@ -37,7 +38,7 @@ def check(method: str) -> Iterator[str]:
     """
     case = Case(_guarded("import", method, lambda: methods.load(method)))
     for name, part in CONTRACT.items():
-        yield f"{name:14}{_guarded(name, method, lambda part=part: part(case))}"
+        yield f"{name:14}{_guarded(name, method, functools.partial(part, case))}"
 
 
 class Broken(Exception):
@@ -47,10 +48,7 @@ class Broken(Exception):
 class Case:
     """A method, and what it is tried on.
 
-    Attributes:
-        cls: the method's class.
-        x, y, index: a batch (16,3,8,8), its labels and its positions in the training set.
-        labels: (20000,) of the training set.
+    Its attributes are the class, `labels` (20000,) of the training set, and a batch x (16,3,8,8), y, index (16,) of it.
     """
 
     def __init__(self, cls: type[Method]):
@@ -64,12 +62,14 @@ class Case:
         return "teacher" in inspect.signature(self.cls).parameters
 
     def make(self, seed: int = 0) -> Method:
-        """The method with its defaults (a short attack), on a student and a teacher drawn from the seed, ready to train."""
+        """The method with its defaults (a short attack), ready to train; student and teacher drawn from the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             networks = [models.build("resnet8-x0.5", CLASSES) for _ in range(1 + self.taught)]
-            quick = {"steps": 3} if "steps" in inspect.signature(self.cls).parameters else {}  # of an attack
-            method = self.cls(*networks, labels=self.labels, **quick).train()
+            options: dict[str, Any] = dict(labels=self.labels)
+            if "steps" in inspect.signature(self.cls).parameters:
+                options["steps"] = 3  # of an attack
+            method = self.cls(*networks, **options).train()  # type: ignore[arg-type]
         method.student.head.requires_grad_(method.trains_head)
         return method
 
@@ -130,7 +130,7 @@ def gradient(case: Case) -> str:
     infinite = [name for name, p in method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     _expect(not infinite, f"not finite at {', '.join(infinite[:3])}")
     if case.taught:
-        reached = [name for name, p in method.teacher.named_parameters() if p.grad is not None]
+        reached = [name for name, p in _teacher(method).named_parameters() if p.grad is not None]
         _expect(not reached, f"it reaches the teacher's {', '.join(reached[:3])}")
     return f"reaches {len(wanted)} of the student's parameters" + ", not the teacher" * case.taught
 
@@ -140,10 +140,10 @@ def teacher(case: Case) -> str:
     if not case.taught:
         return "none"
     method = case.make()
-    before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
+    before = {name: value.clone() for name, value in _teacher(method).state_dict().items()}
     case.train(method, 2)
-    _expect(not any(m.training for m in method.train().teacher.modules()), "in training mode after method.train()")
-    changed = [name for name, value in method.teacher.state_dict().items() if not torch.equal(value, before[name])]
+    _expect(not any(m.training for m in _teacher(method.train()).modules()), "in training mode after method.train()")
+    changed = [name for name, value in _teacher(method).state_dict().items() if not torch.equal(value, before[name])]
     _expect(not changed, f"changed by training: {', '.join(changed[:3])}")
     matrices = [value for value in before.values() if value.ndim > 1 and value.numel() > CLASSES]
     held = [
@@ -163,7 +163,7 @@ def state(case: Case) -> str:
     file.seek(0)
     fresh = case.make(seed=1)
     if case.taught:
-        fresh.teacher.load_state_dict(method.teacher.state_dict())
+        _teacher(fresh).load_state_dict(_teacher(method).state_dict())
     fresh.load_state_dict(torch.load(file, weights_only=True))
     losses = [float(case.values(m, step=2)["loss"].detach()) for m in (method, fresh)]
     _expect(losses[0] == losses[1], f"the next loss is {losses[1]!r} after a restart, {losses[0]!r} without")
@@ -186,10 +186,12 @@ def attack(case: Case) -> str:
     x_adv = method.attack(x, case.y, case.index)
     _expect(isinstance(x_adv, Tensor) and x_adv.shape == x.shape, "x_adv is not of the images' shape")
     _expect(bool(x_adv.isfinite().all()), "x_adv is not finite")
-    _expect(0 <= float(x_adv.min()) and float(x_adv.max()) <= 1, "x_adv leaves [0,1]")
+    _expect(bool(((x_adv >= 0) & (x_adv <= 1)).all()), "x_adv leaves [0,1]")
     _expect(not x_adv.requires_grad, "x_adv is not detached")
     _expect(torch.equal(x, case.x), "x was changed in place")
-    _expect(modes == [m.training for m in method.student.modules()] and not first.training, "the student's mode changed")
+    _expect(
+        modes == [m.training for m in method.student.modules()] and not first.training, "the student's mode changed"
+    )
     _expect(all(p.grad is None for p in method.parameters()), "it leaves gradients in .grad")
     return f"moves pixels by up to {float((x_adv - x).abs().max()) * 255:.3g}/255"
 
@@ -212,7 +214,7 @@ def randomness(case: Case) -> str:
 def moves(case: Case) -> str:
     """`.to()` takes everything along, the teacher too."""
     method = case.make().double()
-    tensors = [*method.parameters(), *method.buffers()] + ([*method.teacher.parameters()] if case.taught else [])
+    tensors = [*method.parameters(), *method.buffers()] + ([*_teacher(method).parameters()] if case.taught else [])
     _expect(all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()), ".double() left something behind")
     method.clock = Clock()
     value = method(case.x.double(), case.y, case.index)["loss"]
@@ -223,6 +225,10 @@ def moves(case: Case) -> str:
 CONTRACT: dict[str, Callable[[Case], str]] = {
     f.__name__: f for f in (signature, loss, gradient, teacher, state, falls, attack, randomness, moves)
 }
+
+
+def _teacher(method: Method) -> nn.Module:
+    return typing.cast(nn.Module, method.teacher)
 
 
 def _expect(holds: bool, reason: str) -> None:
@@ -237,9 +243,7 @@ def _guarded(name: str, method: str, part: Callable[[], Any]) -> Any:
     except Broken as error:
         raise InputError(f"{method} breaks the contract", f"{name}: {error}") from None
     except GacdError as error:
-        if name == "import":
-            raise
-        raise InputError(f"{method} breaks the contract", f"{name}: {error}") from None
+        raise error if name == "import" else InputError(f"{method} breaks the contract", f"{name}: {error}") from None
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"
@@ -248,5 +252,5 @@ def _guarded(name: str, method: str, part: Callable[[], Any]) -> Any:
 
 def _generators() -> tuple[Any, ...]:
     """The states of the three global generators."""
-    _, words, place, *_ = np.random.get_state()
-    return torch.get_rng_state().tolist(), random.getstate(), words.tolist(), place  # type: ignore[union-attr]
+    numpy: Any = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]

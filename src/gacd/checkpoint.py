@@ -211,10 +211,10 @@ def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: 
 
 def _open_factory(module: str, name: str) -> Opened:
     try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError("cannot import factory", f"{module}:{name}: {error}") from None
-    model = factory()
+        model = getattr(importlib.import_module(module), name)()
+    except Exception as error:  # whatever someone else's code raises
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise InputError("cannot import and call factory", f"{module}:{name}: {reason}") from None
     if not isinstance(model, nn.Module):
         raise InputError("the factory must return an nn.Module", f"{module}:{name}")
     return Opened(model.eval(), f"{module}:{name}")

@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 import tempfile
+import textwrap
 import traceback
 import types
 import typing
@@ -81,8 +82,8 @@ def dispatch(argv: list[str]) -> int | None:
 def _train(command: str, argv: list[str]) -> int | None:
     listed = methods.names(teacher=command == "distill")
     if not argv or argv[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:10}{text}" for name, text in listed.items())
-        print(f"usage: gacd {command} METHOD --out RUN [options]\n\nmethods:\n{lines}\n  ./mine.py  your own\n")
+        lines = _lines(listed | {"./mine.py": "your own"})
+        print(f"usage: gacd {command} METHOD --out RUN [options]\n\nmethods:\n{lines}\n")
         print(f"gacd {command} METHOD --help lists a method's options.")
         return 0
     name, *rest = argv
@@ -202,10 +203,17 @@ class Parser:
         from argparse import ArgumentError
 
         try:
-            values = self.parser.parse_args([_recipe(word, before) for before, word in zip(["", *argv], argv)])
+            words = [self._dashed(_recipe(word, before)) for before, word in zip(["", *argv], argv, strict=False)]
+            values = self.parser.parse_args(words)
         except (ArgumentError, TypeError, ValueError) as error:
             raise UsageError(" ".join(str(error).split())[:400], "", f"see {self.parser.prog} --help") from None
         return {name: _bare(values[name]) for names in self.groups.values() for name in names}
+
+    def _dashed(self, word: str) -> str:
+        """--data_dir, as it is called in YAML and Python, is --data-dir."""
+        name, equals, value = word.partition("=")
+        known, dashed = self.parser._option_string_actions, name.replace("_", "-")
+        return dashed + equals + value if name not in known and dashed in known else word
 
 
 def _recipe(word: str, before: str) -> str:
@@ -245,8 +253,14 @@ def _bare(value: Any) -> Any:
 
 
 def _overview() -> str:
-    lines = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+    lines = _lines(COMMANDS)
     return f"usage: gacd COMMAND ...\n\nDistil adversarial robustness.\n\n{lines}\n\ngacd COMMAND --help says more."
+
+
+def _lines(texts: dict[str, str]) -> str:
+    """Names and what they are, for a terminal of 80 columns."""
+    rows = [textwrap.wrap(t, 79, initial_indent=f"  {n:11}", subsequent_indent=13 * " ") for n, t in texts.items()]
+    return "\n".join(line for row in rows for line in row)
 
 
 def _hint(word: str, known: typing.Iterable[str]) -> str:
@@ -261,9 +275,9 @@ def _fail(line: str, code: int) -> int:
 
 def _leave_group() -> None:
     """Ends the process group of a distributed run, if there is one."""
-    if distributed := sys.modules.get("torch.distributed"):
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

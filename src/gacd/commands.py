@@ -182,7 +182,8 @@ def evaluate(
                 chunk=chunk,
                 done=progress.advance,
             )
-            entries += results.entries(result, opened, model, images.name, seed=seed, chunk=chunk)
+            rows = results.entries(result, opened, model, images.name, seed=seed, chunk=chunk)
+            entries += rows[1:] if entries else rows  # the natural images are the same at every radius
     for e in entries:
         low, high = e["interval"]
         shown = [e["attack"], e.get("norm", ""), e.get("eps", ""), e.get("step_size", "")]

@@ -1,6 +1,9 @@
 """Where to compute and in which precision: by what the hardware is made for, never by timing."""
 
+import ctypes
+import logging
 import os
+import sys
 
 import torch
 from lightning_fabric import Fabric
@@ -28,6 +31,8 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
         devices, nodes = local, int(os.environ["WORLD_SIZE"]) // local
     if precision == "auto":
         precision = "bf16" if fast_bfloat16(device) else "32"
+    keep_freed_memory()
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is printed with the other options
     # Banks must not be overwritten by rank 0's: every rank holds all rows already.
     strategy = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
     fabric = Fabric(
@@ -38,11 +43,24 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware; elsewhere they are emulated, a hundred times slower."""
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, a hundred times slower."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(probe and probe())
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc reuse the blocks of large feature maps instead of returning them to the system after each use.
+
+    Mapping them afresh costs a page fault per 4 kB in every step, about a tenth of a ResNet-8's step in bfloat16. The
+    process keeps its peak memory.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def describe(device: torch.device | str) -> str:

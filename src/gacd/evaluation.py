@@ -42,7 +42,7 @@ def evaluate(
         eps: radius, in pixel units.
         step_size: in pixel units; eps / 4 if absent, which is 2/255 at 8/255.
         seed: of the random starts.
-        chunk: images per forward; verdicts may differ between chunk sizes by the last bit of a gradient.
+        chunk: images per forward, at most all; verdicts may differ between chunk sizes by the last bit of a gradient.
         done: called with a number of images after each chunk of each attack.
 
     Returns:
@@ -52,6 +52,7 @@ def evaluate(
     check_threat(norm=norm, eps=eps, step_size=step_size)
     runs = [(name, *parse_attack(name)) for name in attacks]
     x, y = images_of(data)
+    chunk = min(chunk, len(y))
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
     result, began = Evaluation(), time.perf_counter()
     with evaluating(model), torch.no_grad():

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -20,7 +20,7 @@ from matplotlib.ticker import LogFormatter, PercentFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
 MARKERS = "osD^vP*X"  # one more than colours, so that the pairs repeat late
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -62,13 +62,14 @@ def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
         shown = {name: p for name, p in points.items() if p}
         front = pareto([(p.natural, p.robust) for p in shown.values()])
         axes.plot(*zip(*front, strict=True), color="#b0b0b0", drawstyle="steps-pre", zorder=1, gid="front")
-        for i, (name, p) in enumerate(points.items()):
+        for i, p in enumerate(points.values()):
             if p:
-                bars = [[p.robust - p.low], [p.high - p.robust]]
-                axes.errorbar(p.natural, p.robust, bars, **_look(i), linestyle="", elinewidth=0.8, gid=f"run{i}")
+                axes.vlines(p.natural, p.low, p.high, _look(i)["color"], linewidth=0.8)
+                axes.plot(p.natural, p.robust, **_look(i), linestyle="", gid=f"run{i}")
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, high - 0.1) - 0.02, high + 0.01)  # or a tenth of a per cent would look like a gulf
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=None))
-        axes.margins(0.08)
+            axis.set_major_formatter(PercentFormatter(1))
         _names(axes, [(i, name, p.natural, p.robust) for i, (name, p) in enumerate(points.items()) if p])
     return figure
 
@@ -86,15 +87,15 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True) -> 
         figure, axes = _axes(len(lines), x, y)
         for i, line in enumerate(lines.values()):
             if line:
-                marker = _look(i) if len(line) < 30 else {"color": _look(i)["color"]}
-                axes.plot(*zip(*line, strict=True), **marker, markersize=3.5, gid=f"run{i}")
+                look = _look(i) | ({"marker": ""} if len(line) > 30 else {})
+                axes.plot(*zip(*line, strict=True), **look, markersize=3.5, gid=f"run{i}")
         if share:
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         elif min(value for line in lines.values() for _, value in line) > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(LogFormatter())
-            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         _names(axes, [(i, name, *line[-1]) for i, (name, line) in enumerate(lines.items()) if line])
     return figure
 
@@ -153,7 +154,7 @@ def _axes(runs: int, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _look(i: int) -> dict[str, str]:
+def _look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 

@@ -85,14 +85,21 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """HEAD of the checkout that this code runs from; None for an installed package."""
+    """HEAD of the checkout that this code runs from, "+" if the code differs; None for an installed package."""
     here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "rev-parse", "--show-toplevel", "--short=12", "HEAD"]
+
+    def git(*words: str) -> list[str]:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
+        ).stdout.split()
+
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split()
+        lines = git("rev-parse", "--show-toplevel", "--short=12", "HEAD")
+        if len(lines) != 2 or here != Path(lines[0]) / "src" / "gacd":
+            return None
+        return lines[1] + ("+" if git("status", "--porcelain", "--", str(here)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return lines[1] if len(lines) == 2 and here == Path(lines[0]) / "src" / "gacd" else None
 
 
 def _key(row: dict[str, Any]) -> str:

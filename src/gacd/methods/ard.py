@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gacd.attacks.loop import maximize
+from gacd.errors import InputError
 from gacd.losses import cross_entropy, kl
 from gacd.methods.base import Method
 from gacd.models.folding import attackable
@@ -39,6 +40,8 @@ class ARD(Method):
         step_size: float = 2 / 255,
         steps: int = 10,
     ):
+        if not temperature > 0:
+            raise InputError("temperature must be > 0", f"temperature = {temperature}", "the paper has 30")
         super().__init__(student, teacher, labels)
         self.alpha, self.temperature, self.reweight, self.attack_mode = alpha, temperature, reweight, attack_mode
         self.eps, self.step_size, self.steps = eps, step_size, steps

@@ -26,7 +26,7 @@ class GACD(Method):
     probability of the true class. Afterwards `gacd probe` fits a classifier, and `gacd train pgdat --init` tunes it.
 
     Args:
-        k: negatives per anchor, from other classes (Eq. 10); at most as many as the training set holds.
+        k: negatives per anchor, from other classes (Eq. 10); 16384 if absent, or of a smaller set all that there are.
         temperature: T of the estimation model h.
         dim: d, of the embeddings.
         bank_momentum: of the banks: how much of an old row stays.
@@ -47,7 +47,7 @@ class GACD(Method):
         teacher: nn.Module,
         labels: Tensor | None = None,
         *,
-        k: int = 16384,
+        k: int | None = None,
         temperature: float = 0.1,
         dim: int = 128,
         bank_momentum: float = 0.5,
@@ -64,14 +64,14 @@ class GACD(Method):
         if labels is None:
             raise InputError("GACD needs the training labels", "labels", "they choose negatives from other classes")
         counts = labels.bincount()
-        if not 1 <= k <= len(labels):
+        if k is not None and not 1 <= k <= len(labels):
             raise InputError(f"k must be between 1 and the size of the training set, {len(labels)}", f"k = {k}")
         if not temperature > 0:
             raise InputError("temperature must be > 0", f"temperature = {temperature}", "the paper has 0.1")
         if int(counts.max()) == len(labels):
             raise InputError("no negatives: all training images are of one class", "labels")
         super().__init__(student, teacher, labels)
-        self.k = min(k, len(labels) - int(counts.max()))
+        self.k = min(k or 16384, len(labels) - int(counts.max()))
         self.largest = float(counts.max()) / len(labels)
         self.temperature, self.bank_momentum, self.direction, self.normalize = (
             temperature,
@@ -163,7 +163,7 @@ class GACD(Method):
                 scores = ranks.gather((anchor @ rows.T / self.temperature).masked_fill(keep == 0, -math.inf))
                 scores = torch.cat([scores.flatten(), ranks.gather(cosine) / self.temperature])
                 count = len(scores) - (scores == -math.inf).sum()
-                self.log_z[direction] = scores.logsumexp(0) - count.log() + math.log(len(self.labels))
+                self.log_z[direction] = scores.logsumexp(0) - count.double().log() + math.log(len(self.labels))
         shift = -math.log(self.k / len(self.labels)) - (self.log_z[direction] if self.normalize else 0.0)
         shift = torch.as_tensor(shift, dtype=anchor.dtype, device=anchor.device)
         return cosine / self.temperature + shift, torch.addmm(shift, anchor, rows.T, alpha=1 / self.temperature)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gacd.errors import InputError
 from gacd.losses import cross_entropy, kl
 from gacd.methods.base import Method
 
@@ -24,6 +25,8 @@ class KD(Method):
         alpha: float = 0.9,
         temperature: float = 4.0,
     ):
+        if not temperature > 0:
+            raise InputError("temperature must be > 0", f"temperature = {temperature}")
         super().__init__(student, teacher, labels)
         self.alpha, self.temperature = alpha, temperature
 
