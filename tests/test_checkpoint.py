@@ -240,9 +240,13 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
 
 def test_one_owner(tmp_path):
     for _ in range(2):  # leaving gives it back
-        with owned(tmp_path / "run"), owned(tmp_path / "run", ".other"):
-            with pytest.raises(Locked, match="another process"), owned(tmp_path / "run"):
-                pass
+        with (
+            owned(tmp_path / "run"),
+            owned(tmp_path / "run", ".other"),
+            pytest.raises(Locked, match="another process"),
+            owned(tmp_path / "run"),
+        ):
+            pass
 
 
 def test_digest_is_of_the_weights_alone(tmp_path):

@@ -108,7 +108,7 @@ def test_images_already_wrong_are_not_attacked(network, monkeypatch):
     monkeypatch.setitem(ATTACKS, "counting", counting)
     result = evaluate(model, (x, y), ["counting7"], chunk=8, eps=0.1, seed=3, done=progress.append)
     assert seen == [i for i in range(43) if i % 5] + [42] * (-34 % 8)  # the last one pads
-    assert result.worst == result.natural == pytest.approx(34 / 43)
+    assert result.worst == result.natural == result.robust["counting7"] == pytest.approx(34 / 43)
     assert sum(progress) == 2 * 43
 
 

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from gacd import models
-from gacd.errors import GacdError, InputError, Locked
+from gacd import models, ranks
+from gacd.errors import GacdError, InputError, Locked, UsageError
 from gacd.models.foreign import from_state
 
 MARK = b"gacd-sha256:"  # and 64 hex digits, after the zip that torch.load reads
@@ -57,6 +57,10 @@ class Opened:
 def open_source(source: str, *, mean: list[float] | None = None, std: list[float] | None = None) -> Opened:
     """As `load`, with the notes of how it was read."""
     path = Path(source)
+    if (mean or std) and path.exists():
+        raise UsageError(
+            "a checkpoint of gacd knows its normalisation", f"--mean or --std with {source}", "leave it out"
+        )
     architecture, colon, place = source.partition(":")
     if path.is_dir():
         return _open_run(path)
@@ -107,13 +111,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_newest(*paths: Path) -> dict[str, Any] | None:
-    """The first readable of several files; a damaged one is named on stderr. None where no file exists."""
+    """The first readable of several files; a damaged one is named on stderr and set aside. None where none exists."""
     existing = [path for path in paths if path.exists()]
     for path in existing:
         try:
             return read(path)
         except InputError as error:
             print(f"gacd: warning: {error}", file=sys.stderr)
+            if ranks.rank() == 0:  # or the next save would move it over the good one
+                path.replace(path.with_suffix(".damaged"))
     if existing:
         raise InputError("no readable checkpoint", existing[0].parent, "move the directory away to start afresh")
     return None
@@ -122,7 +128,7 @@ def read_newest(*paths: Path) -> dict[str, Any] | None:
 def replace(path: Path, data: bytes, *, previous: Path | None = None) -> None:
     """Writes beside the target, syncs, renames: a reader sees the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one owner a run: a killed one's is written over
     try:
         with open(temporary, "wb") as file:
             file.write(data)

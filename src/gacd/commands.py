@@ -6,28 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from gacd import checkpoint, methods, models, ranks, results
+from gacd import checkpoint, methods, prepare, ranks, results
 from gacd import data as datasets
-from gacd.attacks import check_threat
 from gacd.cli import Ratio, plain
 from gacd.device import launch
-from gacd.errors import InputError, UsageError
-from gacd.evaluation import STANDARD, Evaluation
+from gacd.errors import UsageError
+from gacd.evaluation import STANDARD
 from gacd.evaluation import evaluate as _evaluate
-from gacd.probe import probe as fit_probe
-from gacd.probe import prototypes, with_head
+from gacd.probe import fit_head
 from gacd.progress import Progress
-from gacd.runs import remember
+from gacd.runs import config, remember
 
-LIMITS = {
-    **dict.fromkeys(("epochs", "val_every", "log_every", "batch_size", "devices", "nodes"), (1, 1e9)),
-    **dict.fromkeys(("clip", "weight_decay", "save_every", "val_steps"), (0, 1e9)),
-    **dict(lr=(1e-12, 1e9), ema=(0, 1), seed=(-(2**63), 2**63 - 1)),
-}
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
 
 
@@ -69,7 +61,7 @@ def train(
         nodes: machines; torchrun sets it by itself.
         precision: "auto" is bf16 autocast where the device is fast at it, else 32.
     """
-    _check_ranges(method_options | fit_options | dict(devices=devices, nodes=nodes))
+    prepare.check_ranges(method_options | fit_options | dict(devices=devices, nodes=nodes))
     run = Path(out)
     started = checkpoint.open_source(init, mean=mean, std=std) if init else None
     guide = checkpoint.open_source(teacher, mean=mean, std=std) if teacher else None
@@ -92,7 +84,7 @@ def train(
     options = dict(method=method, model=None, data=data, teacher=teacher, init=init, size=size, val_size=val_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])
-        student, notes = _student(model, started, images)
+        student, notes = prepare.student(model, started, images)
         arguments = dict(student=student, labels=images.train.labels) | ({"teacher": guide.model} if guide else {})
         built = cls(**arguments, **method_options)
     options |= dict(model=student.name, mean=mean, std=std, precision=precision, device=device, devices=devices)
@@ -100,7 +92,10 @@ def train(
     for note in [*images.notes, *(guide.notes if guide else []), *notes]:
         say.print(note, markup=False)
     if guide:
-        _check_teacher(guide, teacher, images, fabric.device, say)
+        note = prepare.check_teacher(guide, teacher, images, fabric.device)
+        say.print(f"teacher {teacher}: {note}", markup=False)
+    if not built.trains_head and not len(images.val):
+        raise UsageError("the probe needs held-out images", "--val-size 0", "at least 1")
     from gacd.training import fit
 
     with checkpoint.owned(run) if ranks.rank() == 0 else nullcontext():
@@ -109,7 +104,7 @@ def train(
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
             if not built.trains_head:
-                _probe(run, images, say, seed=fit_options["seed"])
+                fit_head(run, images, say, seed=fit_options["seed"], eps=getattr(built, "eps", 8 / 255))
             best = summary["best"]
             if "val_robust" in best:
                 figures = f"natural {best['val_natural']:.1%}, PGD {best['val_robust']:.1%}"
@@ -218,12 +213,13 @@ def probe(
     """
     say = Console(stderr=True, highlight=False)
     path = Path(run)
-    options = _config(path)
+    options = config(path)
     images = datasets.load(
         options["data"], data_dir=data_dir, size=options["size"], val_size=options["val_size"], seed=options["seed"]
     )
     with checkpoint.owned(path):
-        _probe(path, images, say, head=head, weight_decays=weight_decays, steps=steps, seed=seed)
+        eps = float(Ratio(options.get("eps", 8 / 255)))
+        fit_head(path, images, say, head=head, weight_decays=weight_decays, eps=eps, steps=steps, seed=seed)
 
 
 def check(method: str) -> None:
@@ -250,101 +246,3 @@ def download(name: str, *, data_dir: str | None = None) -> None:
     from gacd.datasets import download as fetch
 
     fetch(name, Path(data_dir or os.environ.get("GACD_DATA") or "data"))
-
-
-def _check_ranges(options: dict[str, Any]) -> None:
-    """Refuses numbers without a meaning before anything is read or written."""
-    for name in options.keys() & LIMITS.keys():
-        low, high = LIMITS[name]
-        if not low <= options[name] <= high:
-            raise UsageError(f"{name} must be from {low:g} to {high:g}", options[name])
-    if "eps" in options:
-        check_threat(**{n: options[n] for n in ("eps", "step_size", "steps") if n in options})
-
-
-def _student(model: str | None, started: checkpoint.Opened | None, images: datasets.Dataset):
-    """The network to train, and what to say about it."""
-    if started is None:
-        if model is None:
-            raise UsageError("which network?", "--model", "such as resnet18, or --init")
-        return models.build(model, images.num_classes, images.mean, images.std), []
-    student = started.model
-    if model is not None and models.parse(model) != student.name:
-        raise UsageError(f"--model {model} is not what --init holds", student.name)
-    if student.channels != images.channels:
-        raise InputError(f"--init expects {student.channels} channels", f"{images.name} has {images.channels}")
-    notes = [f"--init: {note}" for note in started.notes]
-    if student.num_classes != images.num_classes:
-        notes.append(f"--init: {student.num_classes} classes, data {images.num_classes}: trunk kept, head made afresh")
-        student.fresh_head(images.num_classes)
-    return student, notes
-
-
-def _probe(
-    run: Path,
-    images: datasets.Dataset,
-    say: Console,
-    *,
-    head: str = "linear",
-    weight_decays: list[float] | None = None,
-    steps: int = 10,
-    seed: int = 0,
-) -> None:
-    """Fits a head on the run's best (else last) weights, prints the front, writes checkpoints/probe.pt."""
-    folder = run / "checkpoints"
-    opened = checkpoint.open_source(str(next(p for p in (folder / "best.pt", folder / "last.pt") if p.exists())))
-    record = opened.record | dict(head=head)
-    if head == "linear":
-        given = {} if weight_decays is None else dict(weight_decays=weight_decays)
-        model, rows = fit_probe(opened.model, images, steps=steps, seed=seed, **given)
-        table = Table(
-            "weight decay", "natural", f"PGD-{steps}", "", title="held-out images, by the probe's weight decay"
-        )
-        for row in rows:
-            kept = "kept" if row["kept"] else ""
-            table.add_row(f"{row['weight_decay']:g}", f"{row['val_natural']:.1%}", f"{row['val_robust']:.1%}", kept)
-        say.print(table)
-        record |= next(row for row in rows if row["kept"]) | dict(front=rows)
-    else:
-        state = (checkpoint.read_newest(folder / "last.pt", folder / "previous.pt") or {}).get("method", {})
-        if f"bank_{head}.rows" not in state:
-            raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
-        w, b = state["embed_s.weight"], state["embed_s.bias"]
-        temperature = float(Ratio(_config(run)["temperature"]))
-        model = with_head(opened.model, prototypes(state[f"bank_{head}.rows"], images.train.labels, w, b, temperature))
-        result = Evaluation() if not len(images.val) else _evaluate(model, images.val, [f"pgd{steps}"], seed=seed)
-        if result.correct:
-            record |= dict(val_natural=result.natural, val_robust=result.worst)
-            say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps} {result.worst:.1%}")
-    checkpoint.write(folder / "probe.pt", dict(model=model.config(), weights=model.state_dict(), record=record))
-    say.print(f"written to {folder / 'probe.pt'}", markup=False)
-
-
-def _config(run: Path) -> dict[str, Any]:
-    """A run's options."""
-    try:
-        return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        raise InputError("not a run directory: no readable config.yaml", run) from None
-
-
-def _check_teacher(opened: checkpoint.Opened, source: str, images: datasets.Dataset, device, say: Console) -> None:
-    """Measures the teacher on held-out images and refuses one that is not what it should be."""
-    teacher = opened.model
-    classes = getattr(teacher, "num_classes", images.num_classes)
-    if classes != images.num_classes:
-        fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one"
-        raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
-    if getattr(teacher, "channels", images.channels) != images.channels:
-        raise InputError(f"the teacher takes {teacher.channels} channels, {images.name} has {images.channels}", source)
-    split = images.val if len(images.val) else images.train
-    split = split.take(torch.arange(min(1000, len(split))))
-    measured = _evaluate(teacher.to(device), split, []).natural
-    say.print(f"teacher {source}: {measured:.1%} natural on {len(split)} held-out images", markup=False)
-    promised = opened.record.get("val_natural") if opened.record.get("data") == images.name else None
-    if promised is not None and measured < promised - 0.1:
-        what = f"the teacher reaches {measured:.1%} here, its checkpoint says {promised:.1%}"
-        raise InputError(what, source, "other --size or --data-dir than it was trained with?")
-    if promised is None and measured < 1.5 / images.num_classes:
-        fix = "another normalisation? give --mean and --std; other classes? gacd train pgdat --init adapts it"
-        raise InputError(f"the teacher is no better than chance, {measured:.1%}", source, fix)

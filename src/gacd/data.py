@@ -132,7 +132,6 @@ class Loader:
         self.seed, self.augment, self.rank, self.world_size = seed, augment, rank, world_size
         self.images = split.images.to(device).permute(0, 2, 3, 1).contiguous()  # channels last, as batches are
         self.labels = split.labels.to(device)
-        self.white = torch.tensor(255.0, device=device)  # CUDA would multiply by a plain number's rounded inverse
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -154,7 +153,12 @@ class Loader:
                 images = crop(images, u[:, :2])
             if "flip" in self.augment:
                 images = torch.where(u[:, 2, None, None, None] < 0.5, images.flip(2), images)
-            yield images.permute(0, 3, 1, 2).float().div_(self.white), self.labels[index], index
+            yield pixels(images.permute(0, 3, 1, 2)), self.labels[index], index
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0,1], correctly rounded: CUDA would multiply by a plain number's rounded inverse."""
+    return images.float().div_(torch.tensor(255.0, device=images.device))
 
 
 def crop(images: Tensor, u: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def table(section: Section) -> Table:
         shares = [line.natural, *(line.attacks.get(name) for name in section.attacks), line.worst]
         numbers = [percent(m.accuracy, m.n) if m else "" for m in shares]
         shown.add_row(
-            title(line), f"{line.run.parameters:,}", str(passes(line.run, section.runs)), *numbers, between(line)
+            title(line), f"{line.run.parameters or 0:,}", str(passes(line.run, section.runs)), *numbers, between(line)
         )
     return shown
 

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import sys
+import warnings
 
 import torch
 from lightning_fabric import Fabric
@@ -32,6 +33,7 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
     if precision == "auto":
         precision = "bf16" if fast_bfloat16(device) else "32"
     keep_freed_memory()
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor would still sync at the start
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is printed with the other options
     # Banks must not be overwritten by rank 0's: every rank holds all rows already.
     strategy = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"

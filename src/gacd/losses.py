@@ -36,7 +36,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest wrong logit minus the true one, (B,): positive exactly where the prediction is wrong."""
+    """Largest wrong logit minus the true one, (B,): positive where the prediction is wrong, negative where right."""
     logits = at_least_float32(logits)
     true = y[:, None]
     return logits.scatter(1, true, -math.inf).amax(1) - logits.gather(1, true)[:, 0]
@@ -87,7 +87,8 @@ def sinkhorn(cost: Tensor, *, entropy: float, iterations: int, tolerance: float)
 
 def cosine_cost(a: Tensor, b: Tensor) -> Tensor:
     """max(0, 1 - cosine) of every row of a (n,D) with every row of b (m,D): (n,m)."""
-    return (1 - F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).clamp_min(0)
+    with torch.autocast(a.device.type, enabled=False):  # near 1 a cosine in half precision is no cosine
+        return (1 - F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).clamp_min(0)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

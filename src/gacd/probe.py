@@ -3,14 +3,19 @@
 import copy
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gacd import checkpoint
 from gacd.attacks import evaluating
-from gacd.data import Dataset, Split
+from gacd.data import Dataset, Split, pixels
+from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0)
@@ -21,6 +26,7 @@ def probe(
     data: Dataset,
     *,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    eps: float = 8 / 255,
     steps: int = 10,
     seed: int = 0,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -33,24 +39,67 @@ def probe(
         model: a `Classifier`; its trunk is left as it is.
         data: its training images fit the head, its held-out ones choose.
         weight_decays: L2 on the head's weights, times a half, beside the mean cross-entropy.
-        steps: of the PGD on the held-out images.
+        eps: radius of the PGD on the held-out images.
+        steps: of that PGD.
         seed: of that PGD.
 
     Returns:
         A copy of the model with the head of the best held-out robust accuracy, and a row per weight decay: its
         "weight_decay", "val_natural" and "val_robust", and "kept" on the best.
     """
+    if len(data.val) == 0:
+        raise UsageError("the probe needs held-out images", "--val-size", "at least 1")
+    if not weight_decays or not all(0 <= decay < math.inf for decay in weight_decays):
+        raise UsageError("weight decays must be numbers >= 0", list(weight_decays))
     f, y = features(model, data.train), data.train.labels
     rows, best, head = [], None, None
     for weight_decay in sorted(weight_decays, reverse=True):  # each starts from the next stronger one's solution
         head = regress(f, y, data.num_classes, weight_decay, start=head)
         candidate = with_head(model, head)
-        result = evaluate(candidate, data.val, [f"pgd{steps}"], seed=seed)
+        result = evaluate(candidate, data.val, [f"pgd{steps}"], eps=eps, seed=seed)
         rows.append(dict(weight_decay=weight_decay, val_natural=result.natural, val_robust=result.worst, kept=False))
         if best is None or result.worst > best[0]:
             best = result.worst, candidate, rows[-1]
     best[2]["kept"] = True
     return best[1], rows
+
+
+def fit_head(
+    run: Path,
+    images: Dataset,
+    say: Console,
+    *,
+    head: str = "linear",
+    weight_decays: Sequence[float] | None = None,
+    eps: float = 8 / 255,
+    steps: int = 10,
+    seed: int = 0,
+) -> None:
+    """Gives a run a classifier: prints the front of a linear one, or takes a bank's class means; writes probe.pt."""
+    folder = run / "checkpoints"
+    if head == "linear":
+        opened = checkpoint.open_source(str(next(p for p in (folder / "best.pt", folder / "last.pt") if p.exists())))
+        decays = WEIGHT_DECAYS if weight_decays is None else weight_decays
+        model, rows = probe(opened.model, images, weight_decays=decays, eps=eps, steps=steps, seed=seed)
+        table = Table("weight decay", "natural", f"PGD-{steps}", "", title="held-out images, by weight decay")
+        for row in rows:
+            kept = "kept" if row["kept"] else ""
+            table.add_row(f"{row['weight_decay']:g}", f"{row['val_natural']:.1%}", f"{row['val_robust']:.1%}", kept)
+        say.print(table)
+        measured = next(row for row in rows if row["kept"]) | dict(front=rows)
+    else:
+        opened = checkpoint.open_source(str(folder / "last.pt"))  # the bank's own weights
+        state = checkpoint.read(folder / "last.pt")["method"]
+        if f"bank_{head[0]}.rows" not in state:
+            raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
+        projection = state["embed_s.weight"], state["embed_s.bias"]
+        model = with_head(opened.model, prototypes(state[f"bank_{head[0]}.rows"], images.train.labels, *projection))
+        result = evaluate(model, images.val, [f"pgd{steps}"], eps=eps, seed=seed)
+        measured = dict(val_natural=result.natural, val_robust=result.worst)
+        say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps} {result.worst:.1%}")
+    record = opened.record | dict(head=head) | measured
+    checkpoint.write(folder / "probe.pt", dict(model=model.config(), weights=model.state_dict(), record=record))
+    say.print(f"written to {folder / 'probe.pt'}", markup=False)
 
 
 def regress(f: Tensor, y: Tensor, num_classes: int, weight_decay: float, start: nn.Linear | None = None) -> nn.Linear:
@@ -91,7 +140,7 @@ def ridge(f: Tensor, y: Tensor, num_classes: int, strength: float = 0.1) -> nn.L
     return linear(weight, level - weight @ centre)
 
 
-def prototypes(bank: Tensor, labels: Tensor, projection: Tensor, bias: Tensor, temperature: float) -> nn.Linear:
+def prototypes(bank: Tensor, labels: Tensor, projection: Tensor, bias: Tensor, temperature: float = 0.1) -> nn.Linear:
     """A head that needs no training: the cosine classifier of the student's embedding, with the same argmax.
 
     Args:
@@ -128,13 +177,9 @@ def features(model: nn.Module, split: Split, batch: int = 500) -> Tensor:
     """Penultimate features of natural images, (N,D) float32 on the CPU."""
     device = next(model.parameters()).device
     with evaluating(model):
+        chunks = (pixels(images.to(device)) for images in split.images.split(batch))
         return torch.cat(
-            [
-                model.features(
-                    images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
-                ).float()
-                for images in split.images.split(batch)
-            ]
+            [model.features(x.contiguous(memory_format=torch.channels_last)).float() for x in chunks]
         ).cpu()
 
 

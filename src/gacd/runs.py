@@ -1,7 +1,9 @@
 """A run directory: what training keeps on disk, who may write there, and how a run comes back."""
 
 import json
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -14,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gacd import checkpoint, ranks
 from gacd.data import Dataset
-from gacd.errors import UsageError
+from gacd.errors import InputError, UsageError
 from gacd.methods.base import Method
 
 
@@ -56,7 +58,10 @@ class Run:
         if self.writes:
             self.out.mkdir(parents=True, exist_ok=True)
             self.metrics = open(self.out / "metrics.jsonl", "a+b")
-            self.metrics.truncate(self.logged)
+            kept = self.metrics.seek(0, 2)
+            if kept < self.logged:
+                print(f"gacd: warning: {self.out / 'metrics.jsonl'} lost its first rows", file=sys.stderr)
+            self.metrics.truncate(min(self.logged, kept))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -100,6 +105,7 @@ class Run:
                 best=self.best,
                 last=self.last,
             )
+            os.fsync(self.metrics.fileno())  # its length is promised by the checkpoint
             folder = self.out / "checkpoints"
             checkpoint.write(folder / "last.pt", state, previous=folder / "previous.pt")
         self.saved = time.monotonic()
@@ -141,7 +147,7 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
     """
     path = out / "config.yaml"
     if any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt")):
-        old = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        old = config(out)
         changed = [
             f"{name} {old.get(name)} -> {options.get(name)}"
             for name in sorted(old.keys() | options.keys())
@@ -152,3 +158,14 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
             raise UsageError(what, out, "give those to resume it, or another --out")
     elif ranks.rank() == 0:
         checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
+
+
+def config(out: Path) -> dict[str, Any]:
+    """A run's options, from its config.yaml."""
+    try:
+        options = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        options = None
+    if not isinstance(options, dict):
+        raise InputError("not a run directory: no readable config.yaml", out)
+    return options

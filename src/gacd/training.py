@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,8 +120,7 @@ def fit(
                 progress.losses(losses)
             progress.step(done)
             if done % (val_every * len(loader)) == 0 or done == last:
-                with fabric.autocast():
-                    row = validate(run.weights, data, method.trains_head, steps=val_steps, seed=seed)
+                row = validate(run.weights, data, method, steps=val_steps, seed=seed, search=fabric.autocast)
                 run.validated(done, epoch, row)
                 progress.note(f"epoch {epoch + 1}/{epochs}", row, done=done)
             save, signal = stopping.agreed(run.age > save_every)
@@ -132,23 +131,28 @@ def fit(
     return run.summary
 
 
-def decay(schedule: str, epoch: float, epochs: int, milestones: list[int] | None) -> float:
+def decay(schedule: str, epoch: float, epochs: int, milestones: Sequence[float] | None) -> float:
     """The learning rate over its largest value, a function of time alone."""
     progress = epoch / epochs
     if schedule == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     if schedule == "onecycle":
         return min(progress / 0.4, (1 - progress) / 0.6)
-    milestones = [3 * epochs // 4, 9 * epochs // 10] if milestones is None else sorted(milestones)
+    milestones = [0.75 * epochs, 0.9 * epochs] if milestones is None else sorted(milestones)
     return 0.1 ** bisect.bisect_right(milestones, epoch)
 
 
-def validate(student: nn.Module, data: Dataset, trains_head: bool, *, steps: int, seed: int) -> dict[str, float]:
-    """Natural and PGD accuracy on the held-out images; a student without a classifier gets a closed-form one."""
+def validate(
+    student: nn.Module, data: Dataset, method: Method, *, steps: int, seed: int, search: Callable
+) -> dict[str, float]:
+    """Natural and PGD accuracy on the held-out images, at the method's radius.
+
+    A student whose classifier the method does not train gets a closed-form one.
+    """
     if len(data.val) == 0:
         return {}
-    if not trains_head:
+    if not method.trains_head:
         student = with_ridge_head(student, data, limit=5000)
     attack = f"pgd{steps}" if steps else "fgsm"
-    result = evaluate(student, data.val, [attack], seed=seed)
+    result = evaluate(student, data.val, [attack], eps=getattr(method, "eps", 8 / 255), seed=seed, search=search)
     return dict(val_natural=result.natural, val_robust=result.robust[attack])

@@ -42,7 +42,7 @@ def pgd(
     check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
     index = noise.fingerprint(x) if index is None else index
     with evaluating(model):
-        start = _uniform_in_ball(x, norm, eps, noise.key(seed, "pgd start"), index)
+        start = _uniform_in_ball(x, norm, eps, noise.key(seed, "start", loss.__name__), index)
         return maximize(
             x, lambda z: loss(model(z), y), norm=norm, eps=eps, step_size=step_size, steps=steps, start=start
         )
@@ -75,7 +75,7 @@ def _uniform_in_ball(x: Tensor, norm: str, eps: float, key: int, index: Tensor) 
     if norm == "Linf":
         return x + eps * (2 * noise.uniform(key, index, shape).to(x.dtype) - 1)
     direction = noise.normal(key, index, shape).to(x.dtype)
-    radius = eps * noise.uniform(key + 1, index).to(x.dtype) ** (1 / x[0].numel())
+    radius = eps * noise.uniform(noise.key(key, "radius"), index).to(x.dtype) ** (1 / x[0].numel())
     return x + direction * (radius / direction.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
 
 

@@ -33,7 +33,7 @@ def maximize(
         start: (B,C,H,W) first iterate, projected; x itself if absent.
 
     Returns:
-        (B,C,H,W), detached: inside the ball and the box [0,1] in exact arithmetic.
+        (B,C,H,W), detached: inside the ball and the box [0,1] in exact arithmetic; NaN where a gradient was not finite.
 
     Raises:
         InputError: a radius, step or norm that makes no sense.
@@ -77,10 +77,12 @@ def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, step
 
 
 def _steepest(gradient: Tensor, norm: str) -> Tensor:
+    """The unit step; NaN where the gradient is not finite, lest a broken network look robust."""
     if norm == "Linf":
-        return gradient.sign()
-    length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return gradient / length.view(-1, 1, 1, 1)
+        return torch.where(gradient.isfinite(), gradient.sign(), torch.nan)
+    exact = gradient.double()  # squares of small float32 gradients vanish
+    length = exact.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, 1, 1, 1)
+    return (exact / length).to(gradient.dtype)
 
 
 def _box(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
@@ -93,17 +95,16 @@ def _box(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
 
 
 def _sphere(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
-    """Projection on the L2 ball, then [0,1] (which only shortens); what rounding left outside is shrunk again."""
+    """Projection on the L2 ball, then on [0,1], which only shortens; rounding is undone towards x."""
+    exact = x.double()
 
     def project(z: Tensor) -> Tensor:
-        shrink = 1.0
-        while True:
-            delta = z.double() - x.double()
-            length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            if not bool((length > eps).any()):
-                return z.clamp(0, 1)
-            scale = torch.where(length > eps, shrink * eps / length.clamp_min(1e-300), 1.0)
-            z = (x.double() + scale * delta).to(x.dtype)
-            shrink *= 1 - 1e-7
+        delta = z.double() - exact
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        outside = length > eps
+        delta = delta * ((1 - 1e-12) * eps / length.clamp_min(1e-300))
+        near = (exact + delta).to(x.dtype)
+        near = torch.where((near.double() - exact).abs() > delta.abs(), near.nextafter(x), near)
+        return torch.where(outside, near, z).clamp(0, 1)
 
     return project

@@ -49,7 +49,10 @@ def load(method: str) -> "type[Method]":
         spec = importlib.util.spec_from_file_location(f"gacd_method_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise InputError("cannot import method", f"{place}: {type(error).__name__}: {error}") from None
     elif name:
         try:
             module = importlib.import_module(place)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gacd.attacks.loop import maximize
 from gacd.errors import InputError
-from gacd.losses import cross_entropy, kl
+from gacd.losses import at_least_float32, cross_entropy, kl
 from gacd.methods.base import Method
 from gacd.models.folding import attackable
 
@@ -63,7 +63,7 @@ class ARD(Method):
             t = self.teacher(x)
         soft = self.temperature**2 * kl(t / self.temperature, self.student(x_adv) / self.temperature) / t.shape[1]
         if self.reweight:
-            soft = soft * t.float().softmax(1).gather(1, y[:, None])[:, 0]
+            soft = soft * at_least_float32(t).softmax(1).gather(1, y[:, None])[:, 0]
         soft = soft.mean()
         if self.alpha == 1:
             return dict(loss=soft)

@@ -68,6 +68,8 @@ class GACD(Method):
             raise InputError(f"k must be between 1 and the size of the training set, {len(labels)}", f"k = {k}")
         if not temperature > 0:
             raise InputError("temperature must be > 0", f"temperature = {temperature}", "the paper has 0.1")
+        if dim < 1 or not 0 <= bank_momentum < 1:
+            raise InputError("dim must be >= 1 and bank_momentum in [0,1)", f"{dim}, {bank_momentum}")
         if int(counts.max()) == len(labels):
             raise InputError("no negatives: all training images are of one class", "labels")
         super().__init__(student, teacher, labels)
@@ -106,7 +108,7 @@ class GACD(Method):
         x_adv = self.attack(x, y, index)
         with torch.no_grad():
             f_t = self.teacher.features(x_adv if self.teacher_input == "adversarial" else x)
-            w = self.teacher.head(f_t).float().softmax(1).gather(1, y[:, None])[:, 0]  # w_t of Eq. 9
+            w = at_least_float32(self.teacher.head(f_t)).softmax(1).gather(1, y[:, None])[:, 0]  # w_t of Eq. 9
         f_s = self.student.features(x_adv)
         with outside_autocast(x):
             t = F.normalize(self.embed_t(at_least_float32(f_t)), dim=1)

@@ -26,7 +26,7 @@ class NFGSM(Method):
                 x,
                 lambda z: cross_entropy(student(z), y),
                 start=x + self.spread * self.eps * self.noise(x, index, "uniform", "start"),
-                eps=(1 + self.spread) * self.eps,  # noise and step together: the projection never cuts
+                eps=min(1.0, (1 + self.spread) * self.eps),  # noise and step together: the projection never cuts
                 step_size=self.eps,
                 steps=1,
             )

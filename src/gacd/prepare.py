@@ -1,0 +1,75 @@
+"""What must hold before the first step: sensible numbers, a student, and the teacher that was meant."""
+
+from typing import Any
+
+import torch
+
+from gacd import models
+from gacd.attacks import check_threat
+from gacd.checkpoint import Opened
+from gacd.data import Dataset
+from gacd.errors import InputError, UsageError
+from gacd.evaluation import evaluate
+
+LIMITS = {
+    **dict.fromkeys(("epochs", "val_every", "log_every", "batch_size", "devices", "nodes"), (1, 1e9)),
+    **dict.fromkeys(("clip", "weight_decay", "save_every", "val_steps"), (0, 1e9)),
+    **dict(lr=(1e-12, 1e9), ema=(0, 1), seed=(-(2**63), 2**63 - 1)),
+}
+
+
+def check_ranges(options: dict[str, Any]) -> None:
+    """Refuses numbers without a meaning before anything is read or written."""
+    for name in options.keys() & LIMITS.keys():
+        low, high = LIMITS[name]
+        if not low <= options[name] <= high:
+            raise UsageError(f"{name} must be from {low:g} to {high:g}", options[name])
+    if "eps" in options:
+        check_threat(**{n: options[n] for n in ("eps", "step_size", "steps") if n in options})
+
+
+def student(model: str | None, started: Opened | None, images: Dataset) -> tuple[models.Classifier, list[str]]:
+    """The network to train: a new one, or --init's, with a fresh head for other classes; and what to say about it."""
+    if started is None:
+        if model is None:
+            raise UsageError("which network?", "--model", "such as resnet18, or --init")
+        return models.build(model, images.num_classes, images.mean, images.std), []
+    network = started.model
+    if not isinstance(network, models.Classifier):
+        raise InputError("--init needs a network of gacd's own grammar", type(network).__name__, "ARCH:FILE")
+    if model is not None and models.parse(model) != network.name:
+        raise UsageError(f"--model {model} is not what --init holds", network.name)
+    if network.channels != images.channels:
+        raise InputError(f"--init expects {network.channels} channels", f"{images.name} has {images.channels}")
+    notes = [f"--init: {note}" for note in started.notes]
+    if network.num_classes != images.num_classes:
+        notes.append(f"--init: {network.num_classes} classes, data {images.num_classes}: trunk kept, head made afresh")
+        network.fresh_head(images.num_classes)
+    return network, notes
+
+
+def check_teacher(opened: Opened, source: str, images: Dataset, device: torch.device) -> str:
+    """Measures the teacher on held-out images and refuses one that is not what it should be.
+
+    Returns:
+        What was measured, as a sentence.
+    """
+    teacher = opened.model
+    classes = getattr(teacher, "num_classes", images.num_classes)
+    if classes != images.num_classes:
+        fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one"
+        raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
+    channels = getattr(teacher, "channels", images.channels)
+    if channels != images.channels:
+        raise InputError(f"the teacher takes {channels} channels, {images.name} has {images.channels}", source)
+    split = images.val if len(images.val) else images.train
+    split = split.take(torch.arange(min(1000, len(split))))
+    measured = evaluate(teacher.to(device), split, []).natural
+    promised = opened.record.get("val_natural") if opened.record.get("data") == images.name else None
+    if promised is not None and measured < promised - 0.1:
+        what = f"the teacher reaches {measured:.1%} here, its checkpoint says {promised:.1%}"
+        raise InputError(what, source, "other --size or --data-dir than it was trained with?")
+    if promised is None and measured < 1.5 / images.num_classes:
+        fix = "another normalisation? give --mean and --std; other classes? gacd train pgdat --init adapts it"
+        raise InputError(f"the teacher is no better than chance, {measured:.1%}", source, fix)
+    return f"{measured:.1%} natural on {len(split)} held-out images"
