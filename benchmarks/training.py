@@ -134,8 +134,6 @@ def method(name: str, options: argparse.Namespace, labels: Tensor) -> Method:
     cls = methods.load(name)
     known = dict(student=network(options.student), teacher=network(options.teacher), labels=labels)
     asked = inspect.signature(cls).parameters
-    if "k" in asked:
-        known["k"] = min(asked["k"].default, len(labels))
     return cls(**{key: value for key, value in known.items() if key in asked})
 
 

@@ -87,7 +87,6 @@ def test_half_precision_is_computed_in_float32(dtype):
         assert torch.equal(half, single)
 
 
-@pytest.mark.xfail(strict=True, reason="autocast turns cosine_cost's product into bfloat16")
 def test_transport_is_computed_in_float32_under_autocast():
     a = numbers(8, 16).abs().float()
     b = a + 0.05 * numbers(8, 16, seed=1).float()

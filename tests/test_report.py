@@ -13,7 +13,7 @@ import yaml
 from gacd import checkpoint, figures, models
 from gacd.cli import Parser, main
 from gacd.errors import InputError
-from gacd.report import collect, percent, sections
+from gacd.records import collect, percent, sections
 
 HOSTILE = """<script>alert(1)</script>"''><img src=x onerror=alert(2)>{{ 7*7 }}--> $x^"""
 
@@ -77,7 +77,11 @@ def test_numbers_are_the_right_ones(tmp_path):
         entry("fgsm", 0.6, "8/255"),
         entry("pgd20", 0.2, "16/255"),
     ]
-    rows += [entry("pgd20", 0.44, "8/255", seed=1), entry("worst", 0.43, "8/255"), entry("pgd20", 0.7, "4/255")]
+    rows += [
+        entry("pgd20", 0.44, "8/255", seed=1),
+        entry("worst", 0.43, "8/255"),
+        entry("pgd20", 0.7, "4/255", versions=3, commit=None),
+    ]
     make(tmp_path, "a", rows)
     make(tmp_path, "b", [entry("natural", 0.8), entry("pgd20", 0.5, "8/255")])
     (section,) = sections(collect([str(tmp_path)]))

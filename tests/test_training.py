@@ -1,7 +1,6 @@
 """A run cannot be lost: stopped, killed, damaged or out of disk, it ends as if nothing had happened, or says why."""
 
 import errno
-import functools
 import inspect
 import json
 import math
@@ -16,7 +15,7 @@ import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 import gacd.__main__
-from gacd import checkpoint, commands, methods, models, runs
+from gacd import checkpoint, commands, methods, models, probe, runs
 from gacd.cli import main
 from gacd.training import decay
 
@@ -74,7 +73,7 @@ def standard(out, *options):
 
 @pytest.mark.parametrize("method", methods.names())
 def test_resumed_equals_uninterrupted(method, teacher, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "_probe", lambda *args, **options: None)
+    monkeypatch.setattr(commands, "fit_head", lambda *args, **options: None)
     straight, broken = tmp_path / "a", tmp_path / "b"
     assert main(command(method, straight, teacher)) == 0
     for step, number in ((5, signal.SIGTERM), (4, signal.SIGINT)):  # of 10: at an epoch's end, near the run's
@@ -116,7 +115,7 @@ def test_kill_terminate_and_interrupt(tmp_path, monkeypatch):
 
 
 def test_a_run_without_a_classifier_ends_with_one(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "fit_probe", functools.partial(commands.fit_probe, weight_decays=(0.001,)))
+    monkeypatch.setattr(probe, "WEIGHT_DECAYS", (0.001,))
     assert main(command("gacd", tmp_path / "a", teacher)) == 0
     opened = checkpoint.open_source(str(tmp_path / "a"))
     assert (opened.weights, opened.record["head"]) == ("probe", "linear")
@@ -248,7 +247,6 @@ def test_schedules(schedule, milestones, expected):
         assert decay(schedule, epoch, 100, milestones) == pytest.approx(rate, abs=1e-12)
 
 
-@pytest.mark.xfail(reason="the default milestones of a run of one epoch are 0: 3 * 1 // 4")
 def test_short_runs_begin_at_the_full_rate():
     assert [decay("multistep", 0.1, epochs, None) for epochs in (1, 2, 3)] == [1, 1, 1]
 

@@ -111,40 +111,54 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_newest(*paths: Path) -> dict[str, Any] | None:
-    """The first readable of several files; a damaged one is named on stderr and set aside. None where none exists."""
-    existing = [path for path in paths if path.exists()]
-    for path in existing:
+    """The first readable of several files; None where none exists. Damaged ones are named, and set aside for it."""
+    damaged = []
+    for path in (path for path in paths if path.exists()):
         try:
-            return read(path)
+            payload = read(path)
         except InputError as error:
             print(f"gacd: warning: {error}", file=sys.stderr)
-            if ranks.rank() == 0:  # or the next save would move it over the good one
-                path.replace(path.with_suffix(".damaged"))
-    if existing:
-        raise InputError("no readable checkpoint", existing[0].parent, "move the directory away to start afresh")
+            damaged.append(path)
+            continue
+        if ranks.rank() == 0:
+            for bad in damaged:  # or the next save would move it over the good one
+                bad.replace(bad.with_suffix(".damaged"))
+        return payload
+    if damaged:
+        raise InputError("no readable checkpoint", damaged[0].parent, "move the directory away to start afresh")
     return None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise GacdError("cannot write", f"{path}: {error.strerror}", "what was saved before is still there") from None
 
 
 def replace(path: Path, data: bytes, *, previous: Path | None = None) -> None:
     """Writes beside the target, syncs, renames: a reader sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # one owner a run: a killed one's is written over
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except GacdError:
         temporary.unlink(missing_ok=True)
-        raise GacdError("cannot write", f"{path}: {error.strerror}", "what was saved before is still there") from None
+        raise
 
 
 @contextmanager

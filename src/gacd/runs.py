@@ -105,7 +105,8 @@ class Run:
                 best=self.best,
                 last=self.last,
             )
-            os.fsync(self.metrics.fileno())  # its length is promised by the checkpoint
+            with checkpoint.writing(self.out / "metrics.jsonl"):
+                os.fsync(self.metrics.fileno())  # the checkpoint promises its length
             folder = self.out / "checkpoints"
             checkpoint.write(folder / "last.pt", state, previous=folder / "previous.pt")
         self.saved = time.monotonic()
