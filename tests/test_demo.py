@@ -59,12 +59,12 @@ def section(**robust):
         (
             0.70,
             0.71,
-            "does not beat ARD (71.0 %) under attack; the difference is within the 95 % intervals of 359 images",
+            "does not beat ARD (71.0%) under attack; the difference is within the 95% intervals of 359 images",
         ),
-        (0.71, 0.70, "is more robust than ARD (70.0 %) under attack; the difference is within the 95 % intervals"),
-        (0.70, 0.70, "does not beat ARD (70.0 %)"),
-        (0.50, 0.80, "GACD+AFT (50.0 %) does not beat ARD (80.0 %) under attack."),
-        (0.80, 0.50, "GACD+AFT (80.0 %) is more robust than ARD (50.0 %) under attack."),
+        (0.71, 0.70, "is more robust than ARD (70.0%) under attack; the difference is within the 95% intervals"),
+        (0.70, 0.70, "does not beat ARD (70.0%)"),
+        (0.50, 0.80, "GACD+AFT (50.0%) does not beat ARD (80.0%) under attack."),
+        (0.80, 0.50, "GACD+AFT (80.0%) is more robust than ARD (50.0%) under attack."),
     ],
 )
 def test_sentences_follow_the_numbers(ours, theirs, expected):
@@ -73,7 +73,7 @@ def test_sentences_follow_the_numbers(ours, theirs, expected):
 
 
 def test_the_best_student_is_named_and_the_teacher_is_none():
-    assert "The most robust student here is that of KD: 75.0 %" in " ".join(findings(section(kd=0.75)))
+    assert "The most robust student here is that of KD: 75.0%" in " ".join(findings(section(kd=0.75)))
 
 
 def test_passes_include_the_start():

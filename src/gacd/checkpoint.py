@@ -47,7 +47,7 @@ def load(source: str, *, mean: list[float] | None = None, std: list[float] | Non
 class Opened:
     """A network and where it came from."""
 
-    model: nn.Module
+    model: Any  # a Classifier, but for a factory's
     weights: str  # which of the run's weights, or the file, or the factory
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)  # what its run said of it: data, method, validation

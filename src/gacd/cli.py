@@ -1,6 +1,7 @@
 """The command line, read from signatures and docstrings: one parser, for the command and the method in argv."""
 
 import difflib
+import importlib
 import inspect
 import os
 import sys
@@ -9,7 +10,7 @@ import textwrap
 import traceback
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code of docs/trust.md. Errors are one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        return dispatch(argv) or 0
+        dispatch(argv)
+        return 0
     except GacdError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -51,41 +53,36 @@ def main(argv: list[str] | None = None) -> int:
         _leave_group()
 
 
-def dispatch(argv: list[str]) -> int | None:
+def dispatch(argv: list[str]) -> None:
     """Finds the command, builds its parser, calls it."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
-        return 0
+        return
     if argv[0] in ("-V", "--version"):
         from importlib.metadata import version
 
         print("gacd", version("gacd"))
-        return 0
+        return
     command, *rest = argv
     if command not in COMMANDS:
         raise UsageError("unknown command", command, _hint(command, COMMANDS))
     if command in ("train", "distill"):
-        return _train(command, rest)
-    if command == "demo":
-        from gacd.demo import demo as function
-    elif command == "report":
-        from gacd.report import report as function
-    else:
-        from gacd import commands
-
-        function = getattr(commands, command)
+        _train(command, rest)
+        return
+    home = command if command in ("demo", "report") else "commands"
+    function = getattr(importlib.import_module(f"gacd.{home}"), command)
     parser = Parser(f"gacd {command}", COMMANDS[command])
     parser.add(function)
-    return function(**parser.read(rest))
+    function(**parser.read(rest))
 
 
-def _train(command: str, argv: list[str]) -> int | None:
+def _train(command: str, argv: list[str]) -> None:
     listed = methods.names(teacher=command == "distill")
     if not argv or argv[0] in ("-h", "--help"):
         lines = _lines(listed | {"./mine.py": "your own"})
         print(f"usage: gacd {command} METHOD --out RUN [options]\n\nmethods:\n{lines}\n")
         print(f"gacd {command} METHOD --help lists a method's options.")
-        return 0
+        return
     name, *rest = argv
     if name.startswith("-"):
         raise UsageError(f"gacd {command} needs a method first", name, "one of " + ", ".join(listed))
@@ -106,7 +103,7 @@ def _train(command: str, argv: list[str]) -> int | None:
     parser.add(fit, group="training")
     values = parser.read(rest)
     pick = {group: {n: values[n] for n in parser.groups[group] if n in values} for group in parser.groups}
-    return commands.train(name, method_options=pick["method"], fit_options=pick["training"], **pick["run"])
+    commands.train(name, method_options=pick["method"], fit_options=pick["training"], **pick["run"])
 
 
 class Ratio(float):
@@ -157,7 +154,7 @@ class Parser:
             self.parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=text)
         self.groups: dict[str, list[str]] = {}
 
-    def add(self, function: Callable, group: str = "options", skip: set[str] = frozenset(), owner: Any = None) -> None:
+    def add(self, function: Callable, group: str = "options", skip: Collection[str] = (), owner: Any = None) -> None:
         """Adds a function's arguments: keyword-only ones as options, others that are str as positionals."""
         from docstring_parser import parse
 
@@ -177,9 +174,7 @@ class Parser:
                 options["type"] = str
                 target.add_argument(name, **options)
             else:
-                if typing.get_origin(hints[name]) is list or list in map(
-                    typing.get_origin, typing.get_args(hints[name])
-                ):
+                if any(typing.get_origin(hint) is list for hint in (hints[name], *typing.get_args(hints[name]))):
                     options["nargs"] = "+"
                     options["type"] = _item(hints[name])
                 default = {} if required else dict(default=_default(parameter.default))

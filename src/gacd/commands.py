@@ -79,19 +79,20 @@ def train(
         val_size=val_size,
         seed=fit_options["seed"],
     )
-    fabric, precision = launch(device, devices, nodes, precision)
+    fabric, chosen = launch(device, devices, nodes, precision)
     say = Console(stderr=True, highlight=False, quiet=fabric.global_rank > 0)
     options = dict(method=method, model=None, data=data, teacher=teacher, init=init, size=size, val_size=val_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])
         student, notes = prepare.student(model, started, images)
-        arguments = dict(student=student, labels=images.train.labels) | ({"teacher": guide.model} if guide else {})
+        arguments: dict[str, Any] = dict(student=student, labels=images.train.labels)
+        arguments |= dict(teacher=guide.model) if guide else {}
         built = cls(**arguments, **method_options)
-    options |= dict(model=student.name, mean=mean, std=std, precision=precision, device=device, devices=devices)
+    options |= dict(model=student.name, mean=mean, std=std, precision=chosen, device=device, devices=devices)
     options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
     for note in [*images.notes, *(guide.notes if guide else []), *notes]:
         say.print(note, markup=False)
-    if guide:
+    if guide and teacher:
         note = prepare.check_teacher(guide, teacher, images, fabric.device)
         say.print(f"teacher {teacher}: {note}", markup=False)
     if not built.trains_head and not len(images.val):
@@ -159,7 +160,7 @@ def evaluate(
     images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     fabric, _ = launch(device, precision="32")
-    model = opened.model.to(fabric.device, memory_format=torch.channels_last)
+    model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     say, table = Console(), Table("attack", "norm", "eps", "step", "accuracy", "95 % interval", "n", "seconds")
     for note in opened.notes:
         say.print(note, markup=False)

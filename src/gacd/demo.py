@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -63,16 +64,13 @@ def recipe(name: str, **variables: str) -> list[list[str]]:
 
 
 def table(section: Section) -> Table:
-    """The page's headline table, for the terminal."""
-    shown = Table("network", "parameters", "passes", "natural", *section.attacks, "worst", "95 % interval")
+    """The page's headline table, for a terminal of 80 columns."""
+    shown = Table("", "natural", *section.attacks, "worst", "95 % interval", box=SIMPLE, padding=0)
     for column in shown.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for line in section.lines:
         shares = [line.natural, *(line.attacks.get(name) for name in section.attacks), line.worst]
-        numbers = [percent(m.accuracy, m.n) if m else "" for m in shares]
-        shown.add_row(
-            title(line), f"{line.run.parameters or 0:,}", str(passes(line.run, section.runs)), *numbers, between(line)
-        )
+        shown.add_row(title(line), *(percent(m.accuracy, m.n) if m else "" for m in shares), between(line))
     return shown
 
 
@@ -89,7 +87,7 @@ def findings(section: Section) -> list[str]:
         f"{share(standard)} once an attacker may change every pixel by {eps}. The robust teacher, with "
         f"{larger:.1f} times the parameters, keeps {share(teacher)} "
         f"(naturally {natural(teacher)}). The most robust student here is that of {title(best)}: {share(best)} under "
-        f"attack (95 % interval {between(best)} %), naturally {natural(best)}.",
+        f"attack (95% interval {between(best)}), naturally {natural(best)}.",
         *(" ".join(compared(lines[name], lines[peer]) for peer in ("ard", "pgdat")) for name in ("gacd-aft", "gacd")),
         f"What each cost, in forward and backward passes per training image: {cost}. Whoever distils has the "
         "teacher's to pay as well.",
@@ -103,7 +101,7 @@ def compared(a: Line, b: Line) -> str:
     (a_low, a_high), (b_low, b_high) = (line.worst.interval if line.worst else (0.0, 1.0) for line in (a, b))
     verdict = "is more robust than" if robust(a) > robust(b) else "does not beat"
     overlap = a_low <= b_high and b_low <= a_high
-    caveat = f"; the difference is within the 95 % intervals of {a.n} images and not conclusive" if overlap else ""
+    caveat = f"; the difference is within the 95% intervals of {a.n} images and not conclusive" if overlap else ""
     return f"{title(a)} ({share(a)}) {verdict} {title(b)} ({share(b)}) under attack{caveat}."
 
 
@@ -123,11 +121,11 @@ def robust(line: Line) -> float:
 
 
 def share(line: Line) -> str:
-    return f"{percent(robust(line), line.n)} %"
+    return f"{percent(robust(line), line.n)}%"
 
 
 def natural(line: Line) -> str:
-    return f"{percent(line.natural.accuracy, line.n)} %" if line.natural else "?"
+    return f"{percent(line.natural.accuracy, line.n)}%" if line.natural else "?"
 
 
 def between(line: Line) -> str:

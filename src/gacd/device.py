@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -12,7 +13,7 @@ from lightning_fabric.strategies import DDPStrategy
 
 from gacd.errors import InputError
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 
 
 def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: str = "auto") -> tuple[Fabric, str]:

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, PercentFormatter
+from matplotlib.ticker import LogFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
 MARKERS = "osD^vP*X"  # one more than colours, so that the pairs repeat late
@@ -69,7 +69,7 @@ def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, high - 0.1) - 0.02, high + 0.01)  # or a tenth of a per cent would look like a gulf
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1))
+            axis.set_major_formatter(_percent)
         _names(axes, [(i, name, p.natural, p.robust) for i, (name, p) in enumerate(points.items()) if p])
     return figure
 
@@ -89,9 +89,10 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True) -> 
             if line:
                 look = _look(i) | ({"marker": ""} if len(line) > 30 else {})
                 axes.plot(*zip(*line, strict=True), **look, markersize=3.5, gid=f"run{i}")
+        axes.xaxis.set_major_formatter("{x:g}")
         if share:
             axes.set_ylim(-0.03, 1.03)
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.yaxis.set_major_formatter(_percent)
         elif min(value for line in lines.values() for _, value in line) > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
@@ -191,6 +192,10 @@ def _row(row: Sequence[Axes], images: np.ndarray, name: str) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
     row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+
+
+def _percent(share: float, _: int | None = None) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _short(name: str, length: int = 24) -> str:

@@ -22,7 +22,7 @@ WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0)
 
 
 def probe(
-    model: nn.Module,
+    model: Any,
     data: Dataset,
     *,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
@@ -52,16 +52,17 @@ def probe(
     if not weight_decays or not all(0 <= decay < math.inf for decay in weight_decays):
         raise UsageError("weight decays must be numbers >= 0", list(weight_decays))
     f, y = features(model, data.train), data.train.labels
-    rows, best, head = [], None, None
+    rows: list[dict[str, Any]] = []
+    best, kept, head = -1.0, model, None
     for weight_decay in sorted(weight_decays, reverse=True):  # each starts from the next stronger one's solution
         head = regress(f, y, data.num_classes, weight_decay, start=head)
         candidate = with_head(model, head)
         result = evaluate(candidate, data.val, [f"pgd{steps}"], eps=eps, seed=seed)
         rows.append(dict(weight_decay=weight_decay, val_natural=result.natural, val_robust=result.worst, kept=False))
-        if best is None or result.worst > best[0]:
-            best = result.worst, candidate, rows[-1]
-    best[2]["kept"] = True
-    return best[1], rows
+        if result.worst > best:
+            best, kept = result.worst, candidate
+    next(row for row in rows if row["val_robust"] == best)["kept"] = True
+    return kept, rows
 
 
 def fit_head(
@@ -157,14 +158,14 @@ def prototypes(bank: Tensor, labels: Tensor, projection: Tensor, bias: Tensor, t
     return linear(c @ projection, c @ bias)
 
 
-def with_ridge_head(model: nn.Module, data: Dataset, limit: int) -> nn.Module:
+def with_ridge_head(model: Any, data: Dataset, limit: int) -> nn.Module:
     """A copy of the model with a closed-form head, fitted on at most `limit` evenly spread training images."""
     which = torch.arange(0, len(data.train), math.ceil(len(data.train) / limit))
     part = data.train.take(which)
     return with_head(model, ridge(features(model, part), part.labels, data.num_classes))
 
 
-def with_head(model: nn.Module, head: nn.Linear) -> nn.Module:
+def with_head(model: Any, head: nn.Linear) -> nn.Module:
     """A copy of a `Classifier` with another head, in eval mode."""
     changed = copy.deepcopy(model)
     old = changed.head.weight
@@ -173,7 +174,7 @@ def with_head(model: nn.Module, head: nn.Linear) -> nn.Module:
 
 
 @torch.no_grad()
-def features(model: nn.Module, split: Split, batch: int = 500) -> Tensor:
+def features(model: Any, split: Split, batch: int = 500) -> Tensor:
     """Penultimate features of natural images, (N,D) float32 on the CPU."""
     device = next(model.parameters()).device
     with evaluating(model):

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gacd import checkpoint, ranks
@@ -33,7 +32,7 @@ class Run:
         self.writes = ranks.rank() == 0
 
     @property
-    def weights(self) -> nn.Module:
+    def weights(self) -> Any:
         """The network that counts: the averaged one if there is one."""
         return self.method.student if self.average is None else self.average.module
 

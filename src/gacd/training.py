@@ -68,18 +68,17 @@ def fit(
     Returns:
         The last validation's row, with the best one's under "best".
     """
-    augment = augment or data.augment  # type: ignore[assignment]
     loader = Loader(
         data.train,
         batch_size=batch_size,
         seed=seed,
-        augment=augment,
+        augment=augment or data.augment,
         device=fabric.device,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
     method.student.head.requires_grad_(method.trains_head)
-    method.to(memory_format=torch.channels_last)
+    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         [p for p in method.parameters() if p.requires_grad], lr, momentum=0.9, weight_decay=weight_decay
     )

@@ -47,6 +47,7 @@ def load(method: str) -> "type[Method]":
         if not path.is_file():
             raise InputError("no such method file", place)
         spec = importlib.util.spec_from_file_location(f"gacd_method_{path.stem}", path)
+        assert spec is not None and spec.loader is not None  # None is for suffixes that are not Python's
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         try:

@@ -33,7 +33,9 @@ class Method(nn.Module):
 
     trains_head = True  # False: the student's classifier is not trained and is fitted afterwards (`gacd probe`)
     clock = Clock()
-    labels: Tensor | None
+    student: Any  # a Classifier; for methods on logits any nn.Module
+    teacher: Any
+    labels: Any
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None, labels: Tensor | None = None):
         super().__init__()

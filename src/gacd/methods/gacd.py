@@ -16,6 +16,7 @@ from gacd.errors import InputError
 from gacd.losses import at_least_float32, cross_entropy, kl, reweighted_nce, transport
 from gacd.memory import Bank, draw
 from gacd.methods.base import Method, outside_autocast
+from gacd.models.base import Classifier
 from gacd.models.folding import attackable
 
 
@@ -41,10 +42,12 @@ class GACD(Method):
         steps: of the attack, from a uniform random start.
     """
 
+    log_z: Tensor
+
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module,
+        student: Classifier,
+        teacher: Classifier,
         labels: Tensor | None = None,
         *,
         k: int | None = None,

@@ -7,6 +7,7 @@ times with the same weights, so folding them once saves two passes over every fe
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +19,7 @@ _twins: "WeakKeyDictionary[nn.Module, Twin | None]" = WeakKeyDictionary()
 
 
 @contextmanager
-def attackable(model: nn.Module, x: Tensor) -> Iterator[nn.Module]:
+def attackable(model: nn.Module, x: Tensor) -> Iterator[Any]:
     """Eval mode inside; yields a network equal to the model up to rounding and faster to attack.
 
     Args:
@@ -29,8 +30,8 @@ def attackable(model: nn.Module, x: Tensor) -> Iterator[nn.Module]:
         if model not in _twins:
             twin = Twin(model, x[:1])
             _twins[model] = twin if twin.faithful(model, x[:1]) else None
-        twin = _twins[model]
-        yield model if twin is None else twin.refreshed(model)
+        ready = _twins[model]
+        yield model if ready is None else ready.refreshed(model)
 
 
 class Twin:
@@ -43,7 +44,7 @@ class Twin:
 
     def __init__(self, model: nn.Module, x: Tensor):
         self.pairs = _convolutions_before_batch_norms(model, x)
-        self.module = copy.deepcopy(model) if self.pairs else None
+        self.module = copy.deepcopy(model) if self.pairs else model
         for _, norm in self.pairs:
             parent, _, name = norm.rpartition(".")
             setattr(self.module.get_submodule(parent), name, nn.Identity())
@@ -59,7 +60,7 @@ class Twin:
     def refreshed(self, model: nn.Module) -> nn.Module:
         """The twin with the model's present weights; new tensors, so that no cast kept by autocast is stale."""
         folded = {conv for conv, _ in self.pairs}
-        originals = dict(model.named_modules())
+        originals: dict[str, Any] = dict(model.named_modules())
         for name, module in self.module.named_modules():
             if name not in folded and not isinstance(module, nn.Identity):
                 module._parameters = originals[name]._parameters
@@ -72,6 +73,7 @@ class Twin:
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    assert norm.running_mean is not None and norm.running_var is not None  # as the pairs were chosen
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
     shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
