@@ -29,7 +29,7 @@ def probe(
     eps: float = 8 / 255,
     steps: int = 10,
     seed: int = 0,
-) -> tuple[nn.Module, list[dict[str, Any]]]:
+) -> tuple[Any, list[dict[str, Any]]]:
     """Multinomial regression on frozen features, once per weight decay (the paper's "linear evaluation").
 
     A head that is free to use every direction of the features throws robustness away, so the front of natural and
@@ -165,7 +165,7 @@ def with_ridge_head(model: Any, data: Dataset, limit: int) -> nn.Module:
     return with_head(model, ridge(features(model, part), part.labels, data.num_classes))
 
 
-def with_head(model: Any, head: nn.Linear) -> nn.Module:
+def with_head(model: Any, head: nn.Linear) -> Any:
     """A copy of a `Classifier` with another head, in eval mode."""
     changed = copy.deepcopy(model)
     old = changed.head.weight
