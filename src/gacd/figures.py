@@ -135,7 +135,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
-def png(figure: Figure, path: Path, dpi: int = 160) -> None:
+def png(figure: Figure, path: Path, dpi: int = 130) -> None:
     path.write_bytes(_save(figure, format="png", dpi=dpi))
 
 
@@ -194,9 +194,9 @@ def _row(row: Sequence[Axes], images: np.ndarray, name: str) -> None:
     row[0].set_ylabel(name, rotation=0, ha="right", va="center")
 
 
-def _percent(share: float, _: int | None = None) -> str:
+def _percent(share: float, _: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _short(name: str, length: int = 24) -> str:
+def _short(name: str, length: int = 28) -> str:
     return name if len(name) <= length else "…" + name[1 - length :]

@@ -30,6 +30,8 @@ class GACD(Method):
         k: negatives per anchor, from other classes (Eq. 10); 16384 if absent, or of a smaller set all that there are.
         temperature: T of the estimation model h.
         dim: d, of the embeddings.
+        projection: of the teacher's features: "fixed", a random linear map centred on the first batch, or "trained",
+            with which teacher and student flee the banks' older embeddings together, until all are one.
         bank_momentum: of the banks: how much of an old row stays.
         direction: who is the anchor: "teacher", "student", or "both", their sum.
         normalize: divide exp(t's/T) by the constant Z, estimated on the first batch; off is the paper's letter.
@@ -43,6 +45,7 @@ class GACD(Method):
     """
 
     log_z: Tensor
+    begun: Tensor
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class GACD(Method):
         k: int | None = None,
         temperature: float = 0.1,
         dim: int = 128,
+        projection: Literal["fixed", "trained"] = "fixed",
         bank_momentum: float = 0.5,
         direction: Literal["both", "teacher", "student"] = "both",
         normalize: bool = True,
@@ -88,6 +92,9 @@ class GACD(Method):
         self.eps, self.step_size, self.steps = eps, step_size, steps
         self.trains_head = ce > 0
         self.embed_t, self.embed_s = nn.Linear(teacher.feature_dim, dim), nn.Linear(student.feature_dim, dim)
+        self.projection = projection
+        self.embed_t.requires_grad_(projection == "trained")
+        self.register_buffer("begun", torch.tensor(False))
         self.bank_t, self.bank_s = Bank(len(labels), dim, "teacher"), Bank(len(labels), dim, "student")
         self.register_buffer("log_z", torch.full((2,), math.nan))  # of the teacher's and the student's direction
 
@@ -114,6 +121,8 @@ class GACD(Method):
             w = at_least_float32(self.teacher.head(f_t)).softmax(1).gather(1, y[:, None])[:, 0]  # w_t of Eq. 9
         f_s = self.student.features(x_adv)
         with outside_autocast(x):
+            if not self.begun:
+                self.begin(at_least_float32(f_t), at_least_float32(f_s))
             t = F.normalize(self.embed_t(at_least_float32(f_t)), dim=1)
             s = F.normalize(self.embed_s(at_least_float32(f_s)), dim=1)
             nce = self.contrast(t, s, y, w if self.reweight else torch.ones_like(w))
@@ -125,6 +134,14 @@ class GACD(Method):
             values["ce"] = cross_entropy(self.student.head(f_s), y).mean()
             values["loss"] = values["loss"] + self.ce * values["ce"]
         return values
+
+    @torch.no_grad()
+    def begin(self, f_t: Tensor, f_s: Tensor) -> None:
+        """Centres the embeddings on the first batch: features are not negative, so their mean would dominate them."""
+        if self.projection == "fixed":
+            for embed, f in ((self.embed_t, f_t), (self.embed_s, f_s)):
+                embed.bias.copy_(-embed.weight @ ranks.gather(f).mean(0))
+        self.begun.fill_(True)
 
     def contrast(self, t: Tensor, s: Tensor, y: Tensor, w: Tensor) -> Tensor:
         """Eq. 9, negated, summed over the directions.
