@@ -15,16 +15,16 @@ from gacd.cli import Ratio
 from gacd.device import describe
 from gacd.evaluation import Evaluation, interval
 
-SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "steps", "seed", "chunk")
+SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "steps", "seed", "chunk", "search")
 
 
 def entries(
-    result: Evaluation, opened: checkpoint.Opened, model: nn.Module, data: str, *, seed: int, chunk: int
+    result: Evaluation, opened: checkpoint.Opened, model: nn.Module, data: str, *, seed: int, chunk: int, search: str
 ) -> list[dict[str, Any]]:
     """An evaluation as entries: natural, each attack, and the worst case per image."""
     device = next(model.parameters()).device
     common = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=data, split="test", n=result.n)
-    origin = dict(seed=seed, chunk=chunk, **provenance(device))
+    origin = dict(seed=seed, chunk=chunk, search=search, **provenance(device))
     masks = dict(result.correct)
     if len(result.threats) > 1:
         masks["worst"] = result.survivors

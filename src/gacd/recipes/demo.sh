@@ -28,9 +28,9 @@ gacd distill ard --teacher "$OUT/teacher" --model resnet8-x0.5 --precision 32 --
 gacd evaluate "$OUT/ard" --eps 0.1 0.15 0.2 --chunk 120
 
 gacd distill gacd --teacher "$OUT/teacher" --model resnet8-x0.5 --precision 32 --epochs 8 --batch-size 64 \
-    --val-every 4 --lr 0.05 --schedule onecycle --k 64 --eps 0.15 --step-size 0.05 --steps 5 --out "$OUT/gacd"
+    --val-every 4 --lr 0.15 --schedule onecycle --eps 0.15 --step-size 0.05 --steps 5 --out "$OUT/gacd"
 gacd evaluate "$OUT/gacd" --eps 0.1 0.15 0.2 --chunk 120
 
 gacd train pgdat --init "$OUT/gacd" --precision 32 --epochs 8 --batch-size 64 --val-every 4 \
-    --lr 0.1 --schedule onecycle --eps 0.15 --step-size 0.05 --steps 5 --out "$OUT/gacd-aft"
+    --lr 0.2 --schedule onecycle --eps 0.15 --step-size 0.05 --steps 5 --out "$OUT/gacd-aft"
 gacd evaluate "$OUT/gacd-aft" --eps 0.1 0.15 0.2 --chunk 120
