@@ -21,7 +21,7 @@ M, B = 60, 5
 
 def method(labels=LABELS, **options):
     torch.manual_seed(0)
-    options = dict(k=20, temperature=0.5, dim=16, eps=0.1, step_size=0.03, steps=2) | options
+    options = dict(k=20, temperature=0.5, dim=16, projection="trained", eps=0.1, step_size=0.03, steps=2) | options
     made = GACD(build("resnet8-x0.25", 3), build("resnet8-x0.125", 3), labels, **options)
     with torch.no_grad():
         made.teacher.head.weight.mul_(20)  # so that w differs between images
@@ -238,3 +238,21 @@ def test_what_cannot_work_is_refused(labels, options, says):
 def test_a_missing_index_is_refused():
     with pytest.raises(InputError, match="needs index"):
         method()(*batch()[:2])
+
+
+def test_a_fixed_projection_is_centred_once_and_stays():
+    made = method(projection="fixed", steps=0, eps=0.0)
+    x, y, index = batch()
+    weight = made.embed_t.weight.clone()
+    with torch.no_grad():
+        f_t, f_s = made.teacher.features(x), copy.deepcopy(made.student).features(x)
+    made(x, y, index)["loss"].backward()
+    for embed, f in ((made.embed_t, f_t), (made.embed_s, f_s)):
+        assert torch.allclose(embed(f).mean(0), torch.zeros(16), atol=1e-6)
+    assert made.embed_t.weight.grad is None
+    assert float(made.embed_s.weight.grad.norm()) > 0
+    bias = made.embed_t.bias.clone()
+    made(1 - x, y, index)
+    assert torch.equal(made.embed_t.weight, weight)
+    assert torch.equal(made.embed_t.bias, bias)  # the second batch does not centre again
+    assert bool(made.state_dict()["begun"])

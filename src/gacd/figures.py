@@ -181,7 +181,14 @@ def _names(axes: Axes, ends: list[tuple[int, str, float, float]]) -> None:
             va="center",
             color=COLOURS[i % len(COLOURS)],
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": COLOURS[i % len(COLOURS)], "alpha": 0.45, "linewidth": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": COLOURS[i % len(COLOURS)],
+                "alpha": 0.45,
+                "linewidth": 0.6,
+                "relpos": (0, 0.5),  # to the name's left edge, not through it
+                "shrinkA": 1,
+            },
         )
 
 
