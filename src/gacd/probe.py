@@ -39,7 +39,7 @@ def probe(
         model: a `Classifier`; its trunk is left as it is.
         data: its training images fit the head, its held-out ones choose.
         weight_decays: L2 on the head's weights, times a half, beside the mean cross-entropy.
-        eps: radius of the PGD on the held-out images.
+        eps: radius of the PGD on the held-out images, with both losses: large logits blind cross-entropy.
         steps: of that PGD.
         seed: of that PGD.
 
@@ -57,7 +57,7 @@ def probe(
     for weight_decay in sorted(weight_decays, reverse=True):  # each starts from the next stronger one's solution
         head = regress(f, y, data.num_classes, weight_decay, start=head)
         candidate = with_head(model, head)
-        result = evaluate(candidate, data.val, [f"pgd{steps}"], eps=eps, seed=seed)
+        result = evaluate(candidate, data.val, [f"pgd{steps}", f"margin{steps}"], eps=eps, seed=seed)
         rows.append(dict(weight_decay=weight_decay, val_natural=result.natural, val_robust=result.worst, kept=False))
         if result.worst > best:
             best, kept = result.worst, candidate
@@ -95,7 +95,7 @@ def fit_head(
             raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
         projection = state["embed_s.weight"], state["embed_s.bias"]
         model = with_head(opened.model, prototypes(state[f"bank_{head[0]}.rows"], images.train.labels, *projection))
-        result = evaluate(model, images.val, [f"pgd{steps}"], eps=eps, seed=seed)
+        result = evaluate(model, images.val, [f"pgd{steps}", f"margin{steps}"], eps=eps, seed=seed)
         measured = dict(val_natural=result.natural, val_robust=result.worst)
         say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps} {result.worst:.1%}")
     record = opened.record | dict(head=head) | measured
