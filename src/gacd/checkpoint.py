@@ -66,11 +66,18 @@ def open_source(source: str, *, mean: list[float] | None = None, std: list[float
         return _open_run(path)
     if path.is_file():
         return _open_own(path)
-    if colon and "." in architecture and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+    if is_factory(source):
+        if mean or std:
+            raise UsageError("a factory's network normalises itself", source, "leave out --mean and --std")
         return _open_factory(architecture, place)
     if colon:
         return _open_foreign(models.parse(architecture), Path(place), mean, std)
     raise InputError("no such run or file", source, "a run directory, ARCH:FILE or package.module:factory")
+
+
+def is_factory(source: str) -> bool:
+    """Whether a source names code to import: for a person to type, never for a file to say."""
+    return bool(re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*", source)) and not Path(source).exists()
 
 
 def weights_of(run: Path) -> Path:

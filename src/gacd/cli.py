@@ -86,13 +86,12 @@ def _train(command: str, argv: list[str]) -> None:
     name, *rest = argv
     if name.startswith("-"):
         raise UsageError(f"gacd {command} needs a method first", name, "one of " + ", ".join(listed))
-    if name in methods.names() and name not in listed:
-        other = "train" if command == "distill" else "distill"
-        raise UsageError(f"{name} is not for gacd {command}", name, f"gacd {other} {name}")
     cls = methods.load(name)
     if ("teacher" in inspect.signature(cls.__init__).parameters) != (command == "distill"):
-        raise UsageError(f"{name} {'has no' if command == 'distill' else 'needs a'} teacher", f"gacd {command} {name}")
+        other, why = ("train", "has no") if command == "distill" else ("distill", "needs a")
+        raise UsageError(f"{name} {why} teacher", f"gacd {command} {name}", f"gacd {other} {name}")
     from gacd import commands
+    from gacd.checkpoint import is_factory
     from gacd.training import fit
 
     parser = Parser(f"gacd {command} {name}", inspect.getdoc(cls) or "", configs=True)
@@ -102,6 +101,10 @@ def _train(command: str, argv: list[str]) -> None:
         parser.drop("teacher")
     parser.add(fit, group="training")
     values = parser.read(rest)
+    for option in ("teacher", "init"):
+        source = values.get(option) or ""
+        if is_factory(source) and not any(word in (source, f"--{option}={source}") for word in rest):
+            raise UsageError("a factory must be typed on the command line", f"{option}: {source}", "not in a file")
     pick = {group: {n: values[n] for n in parser.groups[group] if n in values} for group in parser.groups}
     commands.train(name, method_options=pick["method"], fit_options=pick["training"], **pick["run"])
 

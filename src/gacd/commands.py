@@ -63,8 +63,11 @@ def train(
     """
     prepare.check_ranges(method_options | fit_options | dict(devices=devices, nodes=nodes))
     run = Path(out)
-    started = checkpoint.open_source(init, mean=mean, std=std) if init else None
-    guide = checkpoint.open_source(teacher, mean=mean, std=std) if teacher else None
+    if (mean or std) and all(Path(source).exists() for source in (init, teacher) if source):
+        raise UsageError("--mean and --std are for a foreign --teacher or --init", "ARCH:FILE")
+    foreign = dict(mean=mean, std=std)
+    started = checkpoint.open_source(init, **({} if Path(init).exists() else foreign)) if init else None
+    guide = checkpoint.open_source(teacher, **({} if Path(teacher).exists() else foreign)) if teacher else None
     cls = methods.load(method)
     if guide is None and "teacher" in inspect.signature(cls).parameters:
         raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
@@ -105,7 +108,8 @@ def train(
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
             if not built.trains_head:
-                fit_head(run, images, say, seed=fit_options["seed"], eps=getattr(built, "eps", 8 / 255))
+                eps = getattr(built, "eps", 8 / 255)
+                fit_head(run, images, say, eps=eps, seed=fit_options["seed"], device=fabric.device)
             best = summary["best"]
             if "val_robust" in best:
                 figures = f"natural {best['val_natural']:.1%}, PGD {best['val_robust']:.1%}"
@@ -205,6 +209,7 @@ def probe(
     steps: int = 10,
     seed: int = 0,
     data_dir: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Fits a classifier on a run's frozen features; evaluate and --init then use it.
 
@@ -212,19 +217,35 @@ def probe(
         run: run directory.
         head: "linear" is trained; "teacher" and "student" need no training: class means of that side's bank.
         weight_decays: of the linear head; the best held-out robust accuracy is kept.
-        steps: of the PGD that measures it.
+        steps: of the PGD and the margin attack that measure it.
         seed: of that PGD.
-        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+        data_dir: where the data sets lie; the run's, $GACD_DATA or ./data if absent.
+        device: cpu, cuda, or the best there is.
     """
     say = Console(stderr=True, highlight=False)
     path = Path(run)
     options = config(path)
     images = datasets.load(
-        options["data"], data_dir=data_dir, size=options["size"], val_size=options["val_size"], seed=options["seed"]
+        options["data"],
+        data_dir=data_dir or options["data_dir"],
+        size=checkpoint.open_source(run).record["size"],
+        val_size=options["val_size"],
+        seed=options["seed"],
     )
+    fabric, _ = launch(device, precision="32")
     with checkpoint.owned(path):
         eps = float(Ratio(options.get("eps", 8 / 255)))
-        fit_head(path, images, say, head=head, weight_decays=weight_decays, eps=eps, steps=steps, seed=seed)
+        fit_head(
+            path,
+            images,
+            say,
+            head=head,
+            weight_decays=weight_decays,
+            eps=eps,
+            steps=steps,
+            seed=seed,
+            device=fabric.device,
+        )
 
 
 def check(method: str) -> None:

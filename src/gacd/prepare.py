@@ -69,7 +69,8 @@ def check_teacher(opened: Opened, source: str, images: Dataset, device: torch.de
     if promised is not None and measured < promised - 0.1:
         what = f"the teacher reaches {measured:.1%} here, its checkpoint says {promised:.1%}"
         raise InputError(what, source, "other --size or --data-dir than it was trained with?")
-    if promised is None and measured < 1.5 / images.num_classes:
+    chance = 1 / images.num_classes
+    if promised is None and measured < chance + min(chance / 2, 0.05):
         fix = "another normalisation? give --mean and --std; other classes? gacd train pgdat --init adapts it"
         raise InputError(f"the teacher is no better than chance, {measured:.1%}", source, fix)
     return f"{measured:.1%} natural on {len(split)} held-out images"

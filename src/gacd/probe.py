@@ -51,6 +51,8 @@ def probe(
         raise UsageError("the probe needs held-out images", "--val-size", "at least 1")
     if not weight_decays or not all(0 <= decay < math.inf for decay in weight_decays):
         raise UsageError("weight decays must be numbers >= 0", list(weight_decays))
+    if steps < 1:
+        raise UsageError("steps must be at least 1", steps)
     f, y = features(model, data.train), data.train.labels
     rows: list[dict[str, Any]] = []
     best, kept, head = -1.0, model, None
@@ -75,29 +77,32 @@ def fit_head(
     eps: float = 8 / 255,
     steps: int = 10,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Gives a run a classifier: prints the front of a linear one, or takes a bank's class means; writes probe.pt."""
     folder = run / "checkpoints"
     if head == "linear":
         opened = checkpoint.open_source(str(next(p for p in (folder / "best.pt", folder / "last.pt") if p.exists())))
         decays = WEIGHT_DECAYS if weight_decays is None else weight_decays
-        model, rows = probe(opened.model, images, weight_decays=decays, eps=eps, steps=steps, seed=seed)
-        table = Table("weight decay", "natural", f"PGD-{steps}", "", title="held-out images, by weight decay")
+        model, rows = probe(opened.model.to(device), images, weight_decays=decays, eps=eps, steps=steps, seed=seed)
+        table = Table("weight decay", "natural", f"PGD-{steps}, worst of two losses", "", title="held-out images")
         for row in rows:
             kept = "kept" if row["kept"] else ""
             table.add_row(f"{row['weight_decay']:g}", f"{row['val_natural']:.1%}", f"{row['val_robust']:.1%}", kept)
         say.print(table)
         measured = next(row for row in rows if row["kept"]) | dict(front=rows)
     else:
-        opened = checkpoint.open_source(str(folder / "last.pt"))  # the bank's own weights
+        opened = checkpoint.open_source(str(folder / "last.pt"))
         state = checkpoint.read(folder / "last.pt")["method"]
+        own = {name.removeprefix("student."): t for name, t in state.items() if name.startswith("student.")}
+        opened.model.load_state_dict(own)  # the bank is of these weights, not of their average
         if f"bank_{head[0]}.rows" not in state:
             raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
         projection = state["embed_s.weight"], state["embed_s.bias"]
         model = with_head(opened.model, prototypes(state[f"bank_{head[0]}.rows"], images.train.labels, *projection))
-        result = evaluate(model, images.val, [f"pgd{steps}", f"margin{steps}"], eps=eps, seed=seed)
+        result = evaluate(model.to(device), images.val, [f"pgd{steps}", f"margin{steps}"], eps=eps, seed=seed)
         measured = dict(val_natural=result.natural, val_robust=result.worst)
-        say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps} {result.worst:.1%}")
+        say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps}, worst of two losses {result.worst:.1%}")
     record = opened.record | dict(head=head) | measured
     checkpoint.write(folder / "probe.pt", dict(model=model.config(), weights=model.state_dict(), record=record))
     say.print(f"written to {folder / 'probe.pt'}", markup=False)

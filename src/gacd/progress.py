@@ -1,6 +1,7 @@
 """A progress bar with the losses and the time left; plain lines where there is no terminal."""
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -43,7 +44,7 @@ class Progress:
     def note(self, label: str, *rows: dict[str, Any], done: int) -> None:
         """A line that stays, with the time left."""
         rate = (time.monotonic() - self.began) / max(done - self.first, 1)
-        left = time.strftime("%H:%M:%S", time.gmtime(rate * (self.total - done)))
+        left = timedelta(seconds=round(rate * (self.total - done)))
         self.console.print(
             f"{label}  {_join({k: v for row in rows for k, v in row.items()})}  {left} left", markup=False
         )

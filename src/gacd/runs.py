@@ -116,6 +116,9 @@ class Stopping:
 
     signal = 0
 
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = device
+
     def __enter__(self) -> "Stopping":
         self.handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -128,7 +131,7 @@ class Stopping:
         """Whether any process wants to save, and the signal that any received."""
         if ranks.size() == 1:
             return save, self.signal
-        wishes = ranks.gather(torch.tensor([[int(save), self.signal]])).amax(0)
+        wishes = ranks.gather(torch.tensor([[int(save), self.signal]], device=self.device)).amax(0)
         return bool(wishes[0]), int(wishes[1])
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -88,7 +88,7 @@ def fit(
     first, last = run.restore(), epochs * len(loader)
     statistics = [b for b in method.student.buffers() if b.is_floating_point()]
     progress = Progress(last, first, quiet=fabric.global_rank > 0)
-    with Stopping() as stopping, progress, run:
+    with Stopping(fabric.device) as stopping, progress, run:
         batches: Iterator = iter(())
         for step in range(first, last):
             epoch, batch = divmod(step, len(loader))

@@ -30,7 +30,7 @@ def names(teacher: bool | None = None) -> dict[str, str]:
             for node in ast.walk(tree)
         )
         if teacher is None or teacher == takes:
-            found[path.stem] = (ast.get_docstring(tree) or "").splitlines()[0]
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
 
 

@@ -70,6 +70,11 @@ class GACD(Method):
     ):
         if labels is None:
             raise InputError("GACD needs the training labels", "labels", "they choose negatives from other classes")
+        for role, network in (("student", student), ("teacher", teacher)):
+            missing = [name for name in ("features", "feature_dim", "head") if not hasattr(network, name)]
+            if missing:
+                what = f"GACD needs features: the {role} has no {', '.join(missing)}"
+                raise InputError(what, type(network).__name__, "load it as ARCH:FILE")
         counts = labels.bincount()
         if k is not None and not 1 <= k <= len(labels):
             raise InputError(f"k must be between 1 and the size of the training set, {len(labels)}", f"k = {k}")
@@ -101,8 +106,7 @@ class GACD(Method):
     def attack(self, x, y, index=None):
         """x+: distorts the student's penultimate features most, label unseen (Implementation Details)."""
         with attackable(self.student, x) as student:
-            with torch.no_grad():
-                f = student.features(x)
+            f = student.features(x).detach()  # no_grad here would leave autocast's cached weights without a graph
             return maximize(
                 x,
                 lambda z: DISTANCES[self.distance](student.features(z), f),

@@ -93,7 +93,7 @@ def _convolutions_before_batch_norms(model: nn.Module, x: Tensor) -> list[tuple[
         elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: taken.append((args[0], name))))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             model(x)
     finally:
         for hook in hooks:
