@@ -191,7 +191,7 @@ def evaluate(
     for e in entries:
         low, high = e["interval"]
         shown = [e["attack"], e.get("norm", ""), e.get("eps", ""), e.get("step_size", "")]
-        table.add_row(*shown, f"{e['accuracy']:.2%}", f"{low:.2%} - {high:.2%}", str(e["n"]), f"{e['seconds']:.1f}")
+        table.add_row(*shown, f"{e['accuracy']:.2%}", f"{low:.1%}-{high:.1%}", str(e["n"]), f"{e['seconds']:.1f}")
     say.print(table)
     if "pgd20" in attacks:
         say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")

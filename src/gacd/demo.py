@@ -45,7 +45,7 @@ def demo(*, out: str = "demo") -> None:
             print("\n$ gacd", shlex.join(argv), file=log, flush=True)
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 cli.dispatch(argv)
-        screen.print(f"{label}  {time.perf_counter() - began:.1f} s", markup=False)
+        screen.print(f"{label}  {time.perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
     runs = collect([out])
     section = next(section for section in sections(runs) if section.data == "digits")
     said = findings(section)

@@ -22,13 +22,8 @@ def names(teacher: bool | None = None) -> dict[str, str]:
     for path in sorted(HERE.glob("[a-z]*.py")):
         if path.stem == "base":
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        takes = any(
-            isinstance(node, ast.FunctionDef)
-            and node.name == "__init__"
-            and "teacher" in [argument.arg for argument in node.args.args]
-            for node in ast.walk(tree)
-        )
+        tree = _parse(path)
+        takes = _takes_teacher(tree)
         if teacher is None or teacher == takes:
             found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
@@ -66,6 +61,21 @@ def load(method: str) -> "type[Method]":
         hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(names()) + ", or ./FILE.py"
         raise UsageError("unknown method", method, hint)
     return _only_class(module, name)
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _takes_teacher(tree: ast.Module) -> bool:
+    """Whether the method's __init__, its own or that of the method it builds on, has a parameter `teacher`."""
+    nodes = list(ast.walk(tree))
+    inits = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    if inits:
+        return any(argument.arg == "teacher" for init in inits for argument in init.args.args)
+    hosts = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    paths = [HERE / f"{host.removeprefix('gacd.methods.')}.py" for host in hosts if host.startswith("gacd.methods.")]
+    return any(_takes_teacher(_parse(path)) for path in paths if path.is_file())
 
 
 def _only_class(module, name: str) -> "type[Method]":
