@@ -46,7 +46,7 @@ class Classifier(nn.Module):
 
     def maps(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> the last feature maps (B, feature_dim, h, w)."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no maps(x)")
 
     @property
     def head(self) -> nn.Linear:
