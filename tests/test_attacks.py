@@ -234,6 +234,7 @@ def test_a_radius_above_one_is_meant_in_l2():
     x = images(4)
     x_adv = maximize(x, lambda z: z.flatten(1).sum(1), norm="L2", eps=2.0, step_size=1.0, steps=2)
     exactly_inside(x, x_adv, "L2", 2.0)
+    assert float((x_adv - x).flatten(1).norm(dim=1).min()) > 1.0
 
 
 def test_evaluating_restores_each_submodule_after_an_error():
