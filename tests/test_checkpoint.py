@@ -12,6 +12,7 @@ import torch
 import gacd.checkpoint
 from gacd import models
 from gacd.checkpoint import MARK, digest, load, open_source, owned, read, read_newest, replace, write
+from gacd.cli import main
 from gacd.errors import GacdError, InputError, Locked
 
 NAME, MEAN, STD = "resnet8-x0.25", (0.3, 0.4, 0.5), (0.2, 0.3, 0.4)
@@ -257,3 +258,27 @@ def test_digest_is_of_the_weights_alone(tmp_path):
     with torch.no_grad():
         model.fc.bias[0] += 1e-7
     assert digest(model) != digest(network())
+
+
+def test_shipped_file(tmp_path, capsys):
+    model = network()
+    payload = dict(model=model.config(), weights=model.state_dict(), record=dict(data="digits", size=8))
+    write(tmp_path / "a/checkpoints/best.pt", payload)
+    for name, half in (("whole", "false"), ("half", "true")):
+        path = tmp_path / f"{name}.safetensors"
+        assert main(["export", str(tmp_path / "a"), "--out", str(path), "--half", half]) == 0
+        opened = open_source(str(path))
+        assert opened.record == dict(data="digits", size=8)
+        assert (digest(opened.model) == digest(model)) == (name == "whole")
+        assert all(
+            torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+            for a, b in zip(opened.model.parameters(), model.parameters(), strict=True)
+        )
+    assert path.stat().st_size < 0.7 * (tmp_path / "whole.safetensors").stat().st_size
+    flipped = bytearray(path.read_bytes())
+    flipped[-40] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(InputError, match="SHA-256 does not match"):
+        open_source(str(path))
+    assert main(["export", str(tmp_path / "a"), "--out", str(tmp_path / "x.onnx")]) == 2
+    assert "must end in .safetensors" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch):
 WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("tran", 2, "did you mean train?"),
     ("--versoin", 2, "unknown command"),
-    ("distill --out x", 2, "one of ard, gacd, kd"),
+    ("distill --out x", 2, "one of adaad, ard, gacd, igdm, kd, rslad"),
     ("train pgdta --out x", 2, "did you mean pgdat?"),
     ("train gacd --out x", 2, "gacd distill gacd"),
     ("distill pgdat --out x", 2, "gacd train pgdat"),

@@ -177,7 +177,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, capsys):
 
     def fsync(number):
         calls.append(number)
-        if len(calls) > 5:
+        if len(calls) > 7:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(number)
 

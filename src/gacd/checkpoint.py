@@ -1,9 +1,11 @@
 """Weights from anywhere, by one string; files that survive a kill, a full disk and a flipped bit."""
 
+import contextlib
 import fcntl
 import hashlib
 import importlib
 import io
+import json
 import os
 import re
 import sys
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -30,8 +33,8 @@ def load(source: str, *, mean: list[float] | None = None, std: list[float] | Non
 
     Args:
         source: a run directory ("runs/a": its probe, else best, else last weights), a file in its `checkpoints/`,
-            "ARCH:FILE" for someone else's state_dict (.pt, .pth, .safetensors), or "package.module:factory", which
-            is imported and called.
+            a file of `gacd export`, "ARCH:FILE" for someone else's state_dict (.pt, .pth, .safetensors), or
+            "package.module:factory", which is imported and called.
         mean, std: override a foreign file's normalisation, one number a channel.
 
     Returns:
@@ -65,7 +68,7 @@ def open_source(source: str, *, mean: list[float] | None = None, std: list[float
     if path.is_dir():
         return _open_run(path)
     if path.is_file():
-        return _open_own(path)
+        return _open_shipped(path) if path.suffix == ".safetensors" else _open_own(path)
     if is_factory(source):
         if mean or std:
             raise UsageError("a factory's network normalises itself", source, "leave out --mean and --std")
@@ -184,6 +187,23 @@ def owned(run: Path, name: str = ".lock") -> Iterator[None]:
         yield
 
 
+def ship(opened: Opened, path: Path, *, half: bool = False) -> None:
+    """Writes a network as one safetensors file, which `load` rebuilds it from.
+
+    Args:
+        opened: of one of gacd's own architectures.
+        path: the file.
+        half: matrices and filters as float16, where they fit; the rest stays float32.
+    """
+    state = {name: tensor.contiguous() for name, tensor in opened.model.state_dict().items()}
+    if half:
+        fits = {name for name, t in state.items() if t.is_floating_point() and t.ndim > 1 and t.abs().max() < 65504}
+        state = {name: t.half() if name in fits else t for name, t in state.items()}
+        opened.model.load_state_dict(state)  # what the digest is of
+    about = dict(model=opened.model.config(), record=opened.record, sha256=digest(opened.model))
+    replace(path, safetensors.torch.save(state, {"gacd": json.dumps(about)}))
+
+
 def digest(model: nn.Module) -> str:
     """SHA-256 of a network's weights and buffers, by name: the same for equal weights whatever file held them."""
     h = hashlib.sha256()
@@ -201,16 +221,37 @@ def _open_run(run: Path) -> Opened:
 
 def _open_own(path: Path) -> Opened:
     payload = read(path)
+    model = _rebuilt(path, payload.get("model"), payload.get("weights"))
+    run = path.parent.parent if path.parent.name == "checkpoints" else None
+    return Opened(model.eval(), path.stem, record=payload.get("record", {}), run=run)
+
+
+def _rebuilt(path: Path, config: Any, weights: Any) -> models.Classifier:
     try:
-        model = models.build(**payload["model"])
-        model.load_state_dict(payload["weights"])
-    except (KeyError, TypeError, RuntimeError) as error:
+        model = models.build(**config)
+        model.load_state_dict(weights)
+    except (AttributeError, TypeError, RuntimeError) as error:
         raise InputError("the checkpoint's weights do not fit its network", f"{path}: {str(error)[:200]}") from None
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise InputError("weights are not finite", f"{path}: {name}")
-    run = path.parent.parent if path.parent.name == "checkpoints" else None
-    return Opened(model.eval(), path.stem, record=payload.get("record", {}), run=run)
+    return model
+
+
+def _open_shipped(path: Path) -> Opened:
+    about = None
+    # Suppressed is whatever a hostile or broken file makes the safe reader raise.
+    with contextlib.suppress(Exception), safetensors.safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        about = json.loads(file.metadata()["gacd"])
+    if not isinstance(about, dict):
+        fix = "was it cut short? a foreign file is read as ARCH:FILE, such as resnet18:" + path.name
+        raise InputError("not a gacd checkpoint", path, fix)
+    model = _rebuilt(path, about.get("model"), state)
+    if digest(model) != about.get("sha256"):
+        raise InputError("damaged file, its SHA-256 does not match", path)
+    record = about.get("record")
+    return Opened(model.eval(), path.name, record=record if isinstance(record, dict) else {})
 
 
 def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: list[float] | None) -> Opened:

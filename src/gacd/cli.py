@@ -21,13 +21,18 @@ CONFIGS = Path(__file__).parent / "configs"
 COMMANDS = {
     "train": "train a network: adversarially, or as a standard one; --init fine-tunes",
     "distill": "distil a teacher's robustness into a student",
-    "probe": "fit a linear classifier on a run's frozen features",
+    "probe": "fit a linear classifier on a run's frozen features, on its own data or on other",
     "evaluate": "natural and robust accuracy of a run or of someone else's weights",
-    "report": "one HTML page from a folder of runs",
+    "analyze": "what students took over from their teacher: correlations, clusters, information, errors",
+    "report": "one page and tables from a folder of runs",
+    "reproduce": "a table or figure of the paper: its recipe, what is missing run, beside the paper's numbers",
+    "export": "a network's weights as one file to ship",
     "demo": "all of it on small images, in about a minute",
     "download": "fetch a data set, md5 checked",
     "check": "run the contract tests on a method of your own",
 }
+
+HOMES = {"demo": "demo", "report": "report", "analyze": "analysis", "reproduce": "reproduce"}  # else commands.py
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +74,7 @@ def dispatch(argv: list[str]) -> None:
     if command in ("train", "distill"):
         _train(command, rest)
         return
-    home = command if command in ("demo", "report") else "commands"
+    home = HOMES.get(command, "commands")
     function = getattr(importlib.import_module(f"gacd.{home}"), command)
     parser = Parser(f"gacd {command}", COMMANDS[command])
     parser.add(function)

@@ -9,16 +9,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from gacd import checkpoint, methods, prepare, ranks, results
+from gacd import checkpoint, cost, methods, models, prepare, ranks, results
 from gacd import data as datasets
 from gacd.cli import Ratio, plain
 from gacd.device import launch
-from gacd.errors import UsageError
+from gacd.errors import InputError, UsageError
 from gacd.evaluation import STANDARD
 from gacd.evaluation import evaluate as _evaluate
 from gacd.probe import fit_head
 from gacd.progress import Progress
-from gacd.runs import config, remember
+from gacd.runs import began, config, ended, remember
 
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
 
@@ -33,6 +33,7 @@ def train(
     model: str | None = None,
     data: str | None = None,
     init: str | None = None,
+    cost_of: str | None = None,
     data_dir: str | None = None,
     size: int | None = None,
     val_size: int = 1000,
@@ -51,6 +52,7 @@ def train(
         model: the network, such as resnet18, resnet8-x2, wrn-34-10, mobilenetv2-x0.5; --init's if absent.
         data: cifar10, cifar100, stl10, digits, or a folder of images; the teacher's or --init's if absent.
         init: weights to start from, a source as for the teacher; with other classes its head is made afresh.
+        cost_of: a run whose total cost, counted in operations, sets --epochs; the cost of --init is part of it.
         data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
         size: pixels a side; images are resized to it.
         val_size: training images held out to choose the best weights, at most a tenth.
@@ -84,15 +86,14 @@ def train(
     )
     fabric, chosen = launch(device, devices, nodes, precision)
     say = Console(stderr=True, highlight=False, quiet=fabric.global_rank > 0)
-    options = dict(method=method, model=None, data=data, teacher=teacher, init=init, size=size, val_size=val_size)
+    options = dict(method=method, model=None, data=data, teacher=teacher, init=init, cost_of=cost_of)
+    options |= dict(size=size, val_size=val_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])
         student, notes = prepare.student(model, started, images)
         arguments: dict[str, Any] = dict(student=student, labels=images.train.labels)
         arguments |= dict(teacher=guide.model) if guide else {}
         built = cls(**arguments, **method_options)
-    options |= dict(model=student.name, mean=mean, std=std, precision=chosen, device=device, devices=devices)
-    options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
     for note in [*images.notes, *(guide.notes if guide else []), *notes]:
         say.print(note, markup=False)
     if guide and teacher:
@@ -100,11 +101,17 @@ def train(
         say.print(f"teacher {teacher}: {note}", markup=False)
     if not built.trains_head and not len(images.val):
         raise UsageError("the probe needs held-out images", "--val-size 0", "at least 1")
+    price = cost.price(built, images, epochs=fit_options["epochs"], init=init, aim=cost_of)
+    fit_options = fit_options | dict(epochs=price["epochs"])
+    options |= dict(model=student.name, mean=mean, std=std, precision=chosen, device=device, devices=devices)
+    options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
     from gacd.training import fit
 
     with checkpoint.owned(run) if ranks.rank() == 0 else nullcontext():
         remember(run, plain(options), FREE)
         say.print("  ".join(f"{k} {v}" for k, v in plain(options).items() if v is not None), markup=False, style="dim")
+        say.print(f"a step costs {price['forwards']:.1f} forwards of the student an image", style="dim")
+        began(run, price, chosen)
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
             if not built.trains_head:
@@ -114,6 +121,7 @@ def train(
             if "val_robust" in best:
                 figures = f"natural {best['val_natural']:.1%}, PGD {best['val_robust']:.1%}"
                 say.print(f"best on held-out images: epoch {best['epoch'] + 1}, {figures}")
+            ended(run)
             say.print(f"{run}: done. Next: gacd evaluate {run}", markup=False)
 
 
@@ -246,6 +254,23 @@ def probe(
             seed=seed,
             device=fabric.device,
         )
+
+
+def export(source: str, *, out: str, half: bool = False) -> None:
+    """Writes a network's weights, with all that rebuilds it, as one safetensors file: itself a source of weights.
+
+    Args:
+        source: a run directory, a file in its checkpoints/, or ARCH:FILE.
+        out: the file, NAME.safetensors.
+        half: store in float16 what float16 can hold: half the size; evaluate the file, not the run.
+    """
+    if Path(out).suffix != ".safetensors":
+        raise UsageError("the file's name must end in .safetensors", out)
+    opened = checkpoint.open_source(source)
+    if not isinstance(opened.model, models.Classifier):
+        raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, "ARCH:FILE")
+    checkpoint.ship(opened, Path(out), half=half)
+    print(f"{opened.model.name}, {opened.weights} weights: {Path(out).stat().st_size / 1000:.0f} kB in {out}")
 
 
 def check(method: str) -> None:

@@ -17,6 +17,7 @@ from gacd import checkpoint, ranks
 from gacd.data import Dataset
 from gacd.errors import InputError, UsageError
 from gacd.methods.base import Method
+from gacd.results import provenance
 
 
 class Run:
@@ -161,6 +162,38 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
             raise UsageError(what, out, "give those to resume it, or another --out")
     elif ranks.rank() == 0:
         checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
+
+
+def began(out: Path, cost: dict[str, Any], precision: str) -> None:
+    """Notes in run.json what a training costs, and when, where and by which versions it was started or resumed."""
+    if ranks.rank() == 0:
+        start = dict(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), precision=precision, **provenance())
+        starts = [*story(out).get("starts", []), start]
+        _tell(out, dict(format=1, cost=cost, starts=starts))
+
+
+def ended(out: Path) -> None:
+    """Notes in run.json that the training is complete, and how long it took over all of its resumes."""
+    try:
+        rows = [json.loads(line)["seconds"] for line in (out / "timing.jsonl").read_text().splitlines()]
+    except (OSError, ValueError, KeyError):  # times are worth no failure
+        rows = []
+    # The clock starts anew with each resume.
+    seconds = sum(b - a if b >= a else b for a, b in zip([0.0, *rows], rows, strict=False))
+    _tell(out, story(out) | dict(seconds=round(seconds)))
+
+
+def story(out: Path) -> dict[str, Any]:
+    """A run's run.json; empty where there is none."""
+    try:
+        content = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _tell(out: Path, content: dict[str, Any]) -> None:
+    checkpoint.replace(out / "run.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def config(out: Path) -> dict[str, Any]:

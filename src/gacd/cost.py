@@ -1,0 +1,96 @@
+"""What training costs: floating-point operations counted on the method itself, in units of a student's forward."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from gacd.data import Dataset, pixels
+from gacd.errors import InputError
+from gacd.methods.base import Method
+
+IMAGES = 4  # that are counted; the operations per image hardly depend on the batch
+
+
+def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: str | None) -> dict[str, Any]:
+    """The cost of a training that is about to start.
+
+    Args:
+        method: ready to train.
+        data: its training images count.
+        epochs: of the training, unless `aim` sets them.
+        init: source of the weights it starts from; if a run, its cost is part of the total.
+        aim: a run whose total cost the epochs are to bring this one nearest to.
+
+    Returns:
+        What `count` returns, with "images" per epoch, "epochs", and "before": the operations that went into `init`,
+        None if they are not known.
+
+    Raises:
+        InputError: `aim` or the run of `init` has no record of its cost, or starting alone costs as much.
+    """
+    before = 0.0 if init is None else spent(Path(init))
+    found: dict[str, Any] = dict(count(method, data), images=len(data.train), epochs=epochs, before=before)
+    if aim is not None:
+        wanted = spent(Path(aim))
+        if wanted is None:
+            raise InputError("no record of the cost", f"{aim}/run.json", "--epochs says how long to train")
+        if before is None:
+            raise InputError("no record of the cost", f"--init {init}", "--epochs says how long to train")
+        found["epochs"] = round((wanted - before) / (found["flops"] * found["images"]))
+        if found["epochs"] < 1:
+            raise InputError(f"nothing is left of the cost of {aim}: {wanted:.3g} operations", f"--init {init}")
+    return found
+
+
+def spent(run: Path) -> float | None:
+    """Operations of a run's training and of those before it, from its run.json; None where there is none."""
+    try:
+        cost = json.loads((run / "run.json").read_text(encoding="utf-8"))["cost"]
+        return cost["before"] + cost["flops"] * cost["images"] * cost["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def count(method: Method, data: Dataset) -> dict[str, float]:
+    """Operations of one training step and of the student's forward, per image (a multiply-add is two).
+
+    A copy of the method takes two steps on real images; the second is counted, since a first may prepare things.
+
+    Args:
+        method: any; it is left as it is.
+        data: its first training images are used.
+
+    Returns:
+        "flops" of a step, "forward" of the student, and their ratio "forwards": 2n+3 for PGD-AT with n steps.
+    """
+    method = copy.deepcopy(method).train()
+    index = torch.arange(min(IMAGES, len(data.train)))
+    split = data.train.take(index)
+    x, y = pixels(split.images), split.labels
+    x = x.to(next(method.student.parameters()).dtype)
+    for _ in range(2):
+        with Operations() as counter:
+            method(x, y, index)["loss"].backward()
+    with Operations() as forward, torch.no_grad():
+        method.student(x)
+    step, once = counter.total / len(x), forward.total / len(x)
+    return dict(flops=step, forward=once, forwards=step / once)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what runs inside by torch's own formulas; its FlopCounterMode cannot follow `autograd.grad`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
