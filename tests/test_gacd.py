@@ -63,7 +63,8 @@ def paper_s_loss(made, t, s, w, y, bank_t, bank_s):
         dict(direction="teacher"),
         dict(direction="student"),
         dict(teacher_input="natural"),
-        dict(reweight=False),
+        dict(weights="none"),
+        dict(weights="correct"),
         dict(ce=0.7),
     ],
 )
@@ -79,14 +80,17 @@ def test_the_loss_is_eq_9(options):
         f_s = copy.deepcopy(made.student).features(x_adv)  # in train mode: running statistics move
         t, s = (F.normalize(f @ e.weight.T + e.bias) for f, e in ((f_t, made.embed_t), (f_s, made.embed_s)))
         p = (f_t @ made.teacher.head.weight.T + made.teacher.head.bias).softmax(1)
-        w = [float(p[i, y[i]]) if made.reweight else 1.0 for i in range(B)]
+        kinds = dict(
+            probability=lambda i: float(p[i, y[i]]), correct=lambda i: float(p[i].argmax() == y[i]), none=lambda i: 1.0
+        )
+        w = [kinds[made.weights](i) for i in range(B)]
         expected = sum(paper_s_loss(made, t, s, w, y, made.bank_t.rows, made.bank_s.rows)) / B
         q = (f_s @ made.student.head.weight.T + made.student.head.bias).softmax(1)
         expected += made.ce * sum(-math.log(float(q[i, y[i]])) for i in range(B)) / B
     values = made(x, y, index)
     assert values["loss"].item() == pytest.approx(expected, rel=1e-6)
     assert values["cosine"].item() == pytest.approx(float((t * s).sum(1).mean()), rel=1e-9)
-    assert values["weight"].item() == pytest.approx(sum(float(p[i, y[i]]) for i in range(B)) / B, rel=1e-6)
+    assert values["weight"].item() == pytest.approx(sum(w) / B, rel=1e-6)
     assert float(p.gather(1, y[:, None]).std()) > 0.01
 
 
@@ -144,7 +148,7 @@ def test_z_makes_the_first_batch_s_mean_odds_one_in_k():
 def test_the_first_loss_has_the_known_scale(direction):
     """About log k + 1 a direction where embeddings know nothing; without Z about k times that at small T."""
     labels = torch.arange(3000) % 3
-    made = method(labels, k=1000, dim=128, temperature=0.5, reweight=False, direction=direction)
+    made = method(labels, k=1000, dim=128, temperature=0.5, weights="none", direction=direction)
     loss = made(*batch())["loss"].item() / (2 if direction == "both" else 1)
     assert abs(loss - (math.log(1000) + 1)) < 1
     assert not made.log_z[0].isnan()

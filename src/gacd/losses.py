@@ -24,6 +24,20 @@ def reweighted_nce(positive: Tensor, negatives: Tensor, keep: Tensor, w: Tensor)
     return w * (F.softplus(-positive) + torch.linalg.vecdot(F.softplus(negatives), keep))
 
 
+def weights(t: Tensor, y: Tensor, kind: str) -> Tensor:
+    """What an image counts by the teacher's certainty, (B,), from its logits t (B,K) and labels y (B,).
+
+    Args:
+        kind: "probability" of the true class (the paper's), "correct": 1 where the teacher is right and 0 elsewhere
+            (what the paper argues against), "none": 1.
+    """
+    if kind == "none":
+        return at_least_float32(t).new_ones(len(y))
+    if kind == "correct":
+        return (t.argmax(1) == y).to(at_least_float32(t).dtype)
+    return at_least_float32(t).softmax(1).gather(1, y[:, None])[:, 0]
+
+
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) of two softmax distributions given as logits (B,K), summed over classes: (B,)."""
     log_p, log_q = at_least_float32(p).log_softmax(1), at_least_float32(q).log_softmax(1)

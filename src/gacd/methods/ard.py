@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gacd.attacks.loop import maximize
 from gacd.errors import InputError
-from gacd.losses import at_least_float32, cross_entropy, kl
+from gacd.losses import cross_entropy, kl, weights
 from gacd.methods.base import Method
 from gacd.models.folding import attackable
 
@@ -19,7 +19,8 @@ class ARD(Method):
     Args:
         alpha: weight of the soft labels; at 1, the published value, the student never sees x.
         temperature: t, by which both logits are divided.
-        reweight: weigh each image by the teacher's probability of its class (the GACD paper's ablation).
+        weights: of the images: "none", the teacher's "probability" of the true class (the GACD paper's ablation), or 1
+            where it is "correct" and 0 elsewhere.
         attack_mode: the student's mode during the attack: "eval", or "train" as in the published code.
         eps: radius of the Linf ball, in pixel units.
         step_size: of the attack, in pixel units.
@@ -34,7 +35,7 @@ class ARD(Method):
         *,
         alpha: float = 1.0,
         temperature: float = 30.0,
-        reweight: bool = False,
+        weights: Literal["none", "probability", "correct"] = "none",
         attack_mode: Literal["eval", "train"] = "eval",
         eps: float = 8 / 255,
         step_size: float = 2 / 255,
@@ -43,7 +44,7 @@ class ARD(Method):
         if not temperature > 0:
             raise InputError("temperature must be > 0", f"temperature = {temperature}", "the paper has 30")
         super().__init__(student, teacher, labels)
-        self.alpha, self.temperature, self.reweight, self.attack_mode = alpha, temperature, reweight, attack_mode
+        self.alpha, self.temperature, self.weights, self.attack_mode = alpha, temperature, weights, attack_mode
         self.eps, self.step_size, self.steps = eps, step_size, steps
 
     def attack(self, x, y, index=None):
@@ -62,9 +63,7 @@ class ARD(Method):
         with torch.no_grad():
             t = self.teacher(x)
         soft = self.temperature**2 * kl(t / self.temperature, self.student(x_adv) / self.temperature) / t.shape[1]
-        if self.reweight:
-            soft = soft * at_least_float32(t).softmax(1).gather(1, y[:, None])[:, 0]
-        soft = soft.mean()
+        soft = (soft * weights(t, y, self.weights)).mean()
         if self.alpha == 1:
             return dict(loss=soft)
         nat = cross_entropy(self.student(x), y).mean()

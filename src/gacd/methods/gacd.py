@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gacd import noise, ranks
 from gacd.attacks.loop import maximize
 from gacd.errors import InputError
-from gacd.losses import at_least_float32, cross_entropy, kl, reweighted_nce, transport
+from gacd.losses import at_least_float32, cross_entropy, kl, reweighted_nce, transport, weights
 from gacd.memory import Bank, draw
 from gacd.methods.base import Method, outside_autocast
 from gacd.models.base import Classifier
@@ -35,7 +35,8 @@ class GACD(Method):
         bank_momentum: of the banks: how much of an old row stays.
         direction: who is the anchor: "teacher", "student", or "both", their sum.
         normalize: divide exp(t's/T) by the constant Z, estimated on the first batch; off is the paper's letter.
-        reweight: weigh pairs by the teacher's probability of the true class; off is the paper's ablation.
+        weights: of the pairs: the teacher's "probability" of the true class, 1 where it is "correct" and 0 elsewhere,
+            or "none": the paper's ablation.
         teacher_input: what the teacher embeds, "adversarial" (x+, Algorithm 1) or "natural" (x).
         distance: that x+ maximises between the student's features of x and x+: "ot", "cosine", "l2", "kl".
         ce: weight of a cross-entropy on x+ that trains the student's classifier too; 0 is the paper's.
@@ -60,7 +61,7 @@ class GACD(Method):
         bank_momentum: float = 0.5,
         direction: Literal["both", "teacher", "student"] = "both",
         normalize: bool = True,
-        reweight: bool = True,
+        weights: Literal["probability", "correct", "none"] = "probability",
         teacher_input: Literal["adversarial", "natural"] = "adversarial",
         distance: Literal["ot", "cosine", "l2", "kl"] = "ot",
         ce: float = 0.0,
@@ -93,7 +94,7 @@ class GACD(Method):
             direction,
             normalize,
         )
-        self.reweight, self.teacher_input, self.distance, self.ce = reweight, teacher_input, distance, ce
+        self.weights, self.teacher_input, self.distance, self.ce = weights, teacher_input, distance, ce
         self.eps, self.step_size, self.steps = eps, step_size, steps
         self.trains_head = ce > 0
         self.embed_t, self.embed_s = nn.Linear(teacher.feature_dim, dim), nn.Linear(student.feature_dim, dim)
@@ -122,14 +123,14 @@ class GACD(Method):
         x_adv = self.attack(x, y, index)
         with torch.no_grad():
             f_t = self.teacher.features(x_adv if self.teacher_input == "adversarial" else x)
-            w = at_least_float32(self.teacher.head(f_t)).softmax(1).gather(1, y[:, None])[:, 0]  # w_t of Eq. 9
+            w = weights(self.teacher.head(f_t), y, self.weights)  # w_t of Eq. 9
         f_s = self.student.features(x_adv)
         with outside_autocast(x):
             if not self.begun:
                 self.begin(at_least_float32(f_t), at_least_float32(f_s))
             t = F.normalize(self.embed_t(at_least_float32(f_t)), dim=1)
             s = F.normalize(self.embed_s(at_least_float32(f_s)), dim=1)
-            nce = self.contrast(t, s, y, w if self.reweight else torch.ones_like(w))
+            nce = self.contrast(t, s, y, w)
             everyone = ranks.gather(index)
             self.bank_t.update(everyone, ranks.gather(t), self.bank_momentum)
             self.bank_s.update(everyone, ranks.gather(s), self.bank_momentum)

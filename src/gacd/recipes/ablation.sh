@@ -1,0 +1,24 @@
+#!/bin/sh
+# The ablation of the weights: GACD without them, ARD with them; and, which the paper only argues about, leaving out what the
+# teacher misclassifies instead of weighing it.
+set -eu
+. "$RECIPES/common.sh"
+teacher cifar10 "$RESNET18_T"
+place cifar10 "$RESNET18_T" "$WRN34"
+
+distil gacd 0 $GACD $GACD_EPOCHS
+distil gacd-plain 0 $GACD $GACD_EPOCHS --weights none
+distil gacd-drop 0 $GACD $GACD_EPOCHS --weights correct
+for name in gacd gacd-plain gacd-drop; do
+    finetune "$name-aft" 0 "$name" $AFT_EPOCHS
+done
+distil ard 0 $ARD $ARD_EPOCHS
+distil ard-weighted 0 $ARD $ARD_EPOCHS --weights probability
+distil ard-drop 0 $ARD $ARD_EPOCHS --weights correct
+
+row ablation "GACD+AFT/weighted" "$runs/gacd-aft-0"
+row ablation "GACD+AFT/not weighted" "$runs/gacd-plain-aft-0"
+row ablation "GACD+AFT/misclassified left out" "$runs/gacd-drop-aft-0"
+row ablation "ARD/not weighted" "$runs/ard-0"
+row ablation "ARD/weighted" "$runs/ard-weighted-0"
+row ablation "ARD/misclassified left out" "$runs/ard-drop-0"

@@ -1,0 +1,41 @@
+# What the recipes share. Each word below is one or a few `gacd ...` lines; `gacd reproduce table1 --dry-run` prints them.
+# Runs lie in $OUT/DATA/TEACHER/STUDENT/METHOD-SEED, the claim's in $OUT/claim, so that recipes find each other's.
+
+teacher() { # DATA TEACHER: trained, made one file, evaluated
+    run=$OUT/$1/$2/teacher
+    gacd train $TEACHER --data "$1" --model "$2" --out "$run"
+    gacd export "$run" --half true --out "$run.safetensors"
+    gacd evaluate "$run" $EVALUATE
+}
+
+place() { # DATA TEACHER STUDENT [FOLDER]: what the next words work on
+    data=$1 guide=$OUT/$1/$2/teacher.safetensors model=$3 runs=${4:-$OUT/$1/$2/$3}
+}
+
+distil() { # NAME SEED METHOD OPTIONS...
+    run=$runs/$1-$2 seed=$2
+    shift 2
+    gacd distill "$@" --seed "$seed" --teacher "$guide" --model "$model" --out "$run"
+    gacd evaluate "$run" $EVALUATE
+}
+
+train() { # NAME SEED METHOD OPTIONS...
+    run=$runs/$1-$2 seed=$2
+    shift 2
+    gacd train "$@" --seed "$seed" --data "$data" --model "$model" --out "$run"
+    gacd evaluate "$run" $EVALUATE
+}
+
+finetune() { # NAME SEED START OPTIONS...: AFT of the run START-SEED
+    run=$runs/$1-$2 seed=$2 start=$runs/$3-$2
+    shift 3
+    gacd train $AFT "$@" --seed "$seed" --init "$start" --out "$run"
+    gacd evaluate "$run" $EVALUATE
+}
+
+every() { # NAME: the runs of all seeds
+    for seed in $SEEDS; do echo "$runs/$1-$seed"; done
+}
+
+. "$RECIPES/presets/$PRESET.sh"
+command -v row > /dev/null || row() { :; } # TABLE CELL RUN...: `gacd reproduce` prints it beside the paper's

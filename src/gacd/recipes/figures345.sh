@@ -1,0 +1,21 @@
+#!/bin/sh
+# Figures 3 and 4: differences of the logits' correlation matrices (CIFAR-100, WRN-40-2 to WRN-16-2, ARD beside GACD).
+# Figure 5: t-SNE of birds, trucks and adversarial trucks for a standard network, the teacher, ARD and GACD (CIFAR-10).
+set -eu
+. "$RECIPES/common.sh"
+teacher cifar100 "$WRN40_T"
+place cifar100 "$WRN40_T" "$WRN16"
+distil ard 0 $ARD_100 $ARD_EPOCHS
+distil gacd 0 $GACD $GACD_EPOCHS
+finetune gacd-aft 0 gacd $AFT_EPOCHS
+gacd analyze "$runs/ard-0" "$runs/gacd-0" "$runs/gacd-aft-0" --teacher "$guide" $ANALYZE --out "$OUT/figures34"
+
+teacher cifar10 "$RESNET18_T"
+place cifar10 "$RESNET18_T" "$RESNET18" "$OUT/claim"
+train standard 0 $STANDARD $STANDARD_FIRST
+train pgdat 0 $PGDAT $PGDAT_EPOCHS
+distil ard 0 $ARD --cost-of "$runs/pgdat-0"
+distil gacd 0 $GACD $GACD_FIRST
+finetune gacd-aft 0 gacd --cost-of "$runs/pgdat-0"
+gacd analyze "$runs/standard-0" "$runs/ard-0" "$runs/gacd-0" "$runs/gacd-aft-0" --teacher "$guide" \
+    --crafted-on "$runs/standard-0" $ANALYZE --out "$OUT/figure5"

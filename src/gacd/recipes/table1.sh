@@ -1,0 +1,23 @@
+#!/bin/sh
+# Table 1: CIFAR-10, two teachers, three students. About 1,100 H100 hours in the preset paper, see common.sh.
+set -eu
+. "$RECIPES/common.sh"
+pair() { # TEACHER STUDENT, and both as the paper calls them
+    place cifar10 "$1" "$2"
+    distil kd 0 $KD $KD_EPOCHS
+    distil ard 0 $ARD $ARD_EPOCHS
+    distil gacd 0 $GACD $GACD_EPOCHS
+    finetune gacd-aft 0 gacd $AFT_EPOCHS
+    row table1 "$3/$4/KD" "$runs/kd-0"
+    row table1 "$3/$4/ARD" "$runs/ard-0"
+    row table1 "$3/$4/GACD+AFT" "$runs/gacd-aft-0"
+    row table1 "$3/$4/GACD" "$runs/gacd-0"
+}
+teacher cifar10 "$RESNET18_T"
+teacher cifar10 "$WRN34_T"
+pair "$RESNET18_T" "$RESNET18" ResNet-18 ResNet-18
+pair "$RESNET18_T" "$WRN34" ResNet-18 WRN-34-10
+pair "$WRN34_T" "$RESNET18" WRN-34-10 ResNet-18
+pair "$WRN34_T" "$WRN34" WRN-34-10 WRN-34-10
+pair "$RESNET18_T" "$MNV2" ResNet-18 MobileNetV2
+pair "$WRN34_T" "$MNV2" WRN-34-10 MobileNetV2

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Table 2: CIFAR-100, two teachers, three students. About 1,100 H100 hours in the preset paper, see common.sh.
+set -eu
+. "$RECIPES/common.sh"
+pair() { # TEACHER STUDENT, and both as the paper calls them
+    place cifar100 "$1" "$2"
+    distil kd 0 $KD $KD_EPOCHS
+    distil ard 0 $ARD_100 $ARD_EPOCHS
+    distil gacd 0 $GACD $GACD_EPOCHS
+    finetune gacd-aft 0 gacd $AFT_EPOCHS
+    row table2 "$3/$4/KD" "$runs/kd-0"
+    row table2 "$3/$4/ARD" "$runs/ard-0"
+    row table2 "$3/$4/GACD+AFT" "$runs/gacd-aft-0"
+    row table2 "$3/$4/GACD" "$runs/gacd-0"
+}
+teacher cifar100 "$RESNET56_T"
+teacher cifar100 "$WRN40_T"
+pair "$WRN40_T" "$WRN16" WRN-40-2 WRN-16-2
+pair "$RESNET56_T" "$RESNET32" ResNet-56 ResNet-32
+pair "$RESNET56_T" "$WRN16" ResNet-56 WRN-16-2
+pair "$WRN40_T" "$RESNET32" WRN-40-2 ResNet-32
+pair "$RESNET56_T" "$MNV2_100" ResNet-56 MobileNetV2
+pair "$WRN40_T" "$MNV2_100" WRN-40-2 MobileNetV2

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Table 4: a linear classifier for other images on frozen features: of the teacher, and of students from CIFAR-10.
+set -eu
+. "$RECIPES/common.sh"
+teacher cifar10 "$RESNET18_T"
+place cifar10 "$RESNET18_T" "$RESNET18" "$OUT/claim"
+train pgdat 0 $PGDAT $PGDAT_EPOCHS
+distil kd 0 $KD --cost-of "$runs/pgdat-0"
+distil ard 0 $ARD --cost-of "$runs/pgdat-0"
+distil gacd 0 $GACD $GACD_FIRST
+
+transfer() { # RUN DATA, and the row's name
+    gacd probe "$1" --data "$2" --size 32 --select natural --out "$OUT/transfer/$3-$2"
+    gacd evaluate "$OUT/transfer/$3-$2" $TRANSFER
+    row table4 "$2/$3" "$OUT/transfer/$3-$2"
+}
+for target in $TARGETS; do
+    transfer "$guide" "$target" Teacher
+    transfer "$runs/kd-0" "$target" KD
+    transfer "$runs/ard-0" "$target" ARD
+    transfer "$runs/gacd-0" "$target" GACD
+    transfer "$runs/pgdat-0" "$target" PGD-AT
+done
