@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import string
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gacd import cli
+from gacd.recipe import RECIPES, expand
 from gacd.records import Line, Run, Section, collect, percent, sections
 from gacd.report import write
 
@@ -57,10 +57,8 @@ def demo(*, out: str = "demo") -> None:
 
 
 def recipe(name: str, **variables: str) -> list[list[str]]:
-    """The commands of recipes/NAME.sh, each without its "gacd" and with $VARIABLES filled in."""
-    text = (Path(__file__).parent / "recipes" / f"{name}.sh").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("gacd ")]
-    return [[string.Template(word).substitute(variables) for word in words[1:]] for words in commands]
+    """The commands of recipes/NAME.sh, each without its "gacd"."""
+    return expand(RECIPES / f"{name}.sh", **variables)[0]
 
 
 def table(section: Section) -> Table:

@@ -37,5 +37,5 @@ every() { # NAME: the runs of all seeds
     for seed in $SEEDS; do echo "$runs/$1-$seed"; done
 }
 
-. "$RECIPES/presets/$PRESET.sh"
+. "$PRESET"
 command -v row > /dev/null || row() { :; } # TABLE CELL RUN...: `gacd reproduce` prints it beside the paper's
