@@ -7,34 +7,34 @@ teacher cifar10 "$RESNET18_T"
 place cifar10 "$RESNET18_T" "$RESNET18" "$OUT/claim"
 
 for seed in $SEEDS; do
-    equal="--cost-of $runs/pgdat-$seed"
+    equal=$runs/pgdat-$seed
     train pgdat "$seed" $PGDAT $PGDAT_EPOCHS
-    distil ard "$seed" $ARD $equal
+    distil ard "$seed" $ARD --cost-of "$equal"
     distil gacd "$seed" $GACD $GACD_FIRST
-    finetune gacd-aft "$seed" gacd $equal
-    distil kd "$seed" $KD $equal
+    finetune gacd-aft "$seed" gacd --cost-of "$equal"
+    distil kd "$seed" $KD --cost-of "$equal"
     distil ard-first "$seed" $ARD $ARD_FIRST
-    finetune ard-aft "$seed" ard-first $equal
+    finetune ard-aft "$seed" ard-first --cost-of "$equal"
     distil kd-first "$seed" $KD $KD_FIRST
-    finetune kd-aft "$seed" kd-first $equal
+    finetune kd-aft "$seed" kd-first --cost-of "$equal"
     train aft-random "$seed" $AFT $AFT_ALONE
     train standard "$seed" $STANDARD $STANDARD_FIRST
-    finetune standard-aft "$seed" standard $equal
-    distil rslad "$seed" $RSLAD $equal
-    distil adaad "$seed" $ADAAD $equal
-    distil igdm "$seed" $IGDM $equal
+    finetune standard-aft "$seed" standard --cost-of "$equal"
+    distil rslad "$seed" $RSLAD --cost-of "$equal"
+    distil adaad "$seed" $ADAAD --cost-of "$equal"
+    distil igdm "$seed" $IGDM --cost-of "$equal"
 done
 
 row claim "Teacher" "$OUT/cifar10/$RESNET18_T/teacher"
-row claim "PGD-AT" $(every pgdat)
-row claim "AFT from random" $(every aft-random)
-row claim "AFT from natural" $(every standard-aft)
-row claim "KD" $(every kd)
-row claim "KD+AFT" $(every kd-aft)
-row claim "ARD" $(every ard)
-row claim "ARD+AFT" $(every ard-aft)
-row claim "RSLAD" $(every rslad)
-row claim "AdaAD" $(every adaad)
-row claim "IGDM" $(every igdm)
-row claim "GACD" $(every gacd)
-row claim "GACD+AFT" $(every gacd-aft)
+seeded claim "PGD-AT" pgdat
+seeded claim "AFT from random" aft-random
+seeded claim "AFT from natural" standard-aft
+seeded claim "KD" kd
+seeded claim "KD+AFT" kd-aft
+seeded claim "ARD" ard
+seeded claim "ARD+AFT" ard-aft
+seeded claim "RSLAD" rslad
+seeded claim "AdaAD" adaad
+seeded claim "IGDM" igdm
+seeded claim "GACD" gacd
+seeded claim "GACD+AFT" gacd-aft

@@ -33,8 +33,11 @@ finetune() { # NAME SEED START OPTIONS...: AFT of the run START-SEED
     gacd evaluate "$run" $EVALUATE
 }
 
-every() { # NAME: the runs of all seeds
-    for seed in $SEEDS; do echo "$runs/$1-$seed"; done
+seeded() { # TABLE CELL NAME: a row of all seeds' runs
+    table=$1 cell=$2 name=$3
+    set --
+    for seed in $SEEDS; do set -- "$@" "$runs/$name-$seed"; done
+    row "$table" "$cell" "$@"
 }
 
 . "$PRESET"

@@ -1,0 +1,202 @@
+"""Recipes: every line parses, what is missing runs in an order that works; a miniature of Table 1 runs to its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_docs import StopHere, parse_and_stop
+
+from gacd import cli, reproduce
+from gacd.cli import main
+from gacd.errors import InputError
+from gacd.recipe import RECIPES, expand, missing
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.sh") if path.stem not in ("common", "demo"))
+PRESETS = sorted((RECIPES / "presets").glob("*.sh"))
+MINIATURE = """
+RESNET18_T=resnet8-x0.5 RESNET18=resnet8-x0.25 WRN34_T=wrn-10-1 WRN34=wrn-10-1 MNV2=mobilenetv2-x0.1
+quick="--batch-size 400 --precision 32 --val-steps 1 --epochs 1"
+TEACHER="nfgsm $quick" AFT="pgdat $quick --steps 1"
+KD="kd $quick" ARD="ard $quick --steps 1" GACD="gacd $quick --steps 1"
+EVALUATE="--attacks pgd1 margin1 --n 50"
+KD_EPOCHS= ARD_EPOCHS= GACD_EPOCHS= AFT_EPOCHS=
+"""
+
+
+def lines(name, preset):
+    return expand(RECIPES / f"{name}.sh", OUT="o u t", PRESET=str(preset), SEEDS="0 1")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_line_parses(name, preset, monkeypatch):
+    monkeypatch.setattr(cli.Parser, "read", parse_and_stop)
+    commands, rows = lines(name, preset)
+    assert len(commands) >= 10
+    for argv in commands:
+        with pytest.raises(StopHere):
+            cli.dispatch(argv)
+    made = {argv[argv.index("--out") + 1] for argv in commands if "--out" in argv}
+    assert {str(run) for row in rows for run in row.runs} <= made
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_cell_of_the_paper_has_a_row(preset):
+    paper = json.loads(reproduce.PAPER.read_text())
+    for table in paper:
+        cells = {row.cell for row in lines(table, preset)[1] if row.table == table}
+        ours = {cell for cell in paper[table]["cells"] if not (preset.stem == "small" and cell.startswith("stl10/"))}
+        assert ours <= cells, table
+
+
+def test_the_paper_s_tables_are_the_paper_s():
+    paper = json.loads(reproduce.PAPER.read_text())
+    assert {name: len(paper[name]["cells"]) for name in ("table1", "table2", "table3", "table4")} == dict(
+        table1=24, table2=24, table3=4, table4=8
+    )
+    assert paper["table1"]["cells"]["WRN-34-10/MobileNetV2/KD"] == [92.49, 5.46]
+    assert paper["table2"]["cells"]["WRN-40-2/MobileNetV2/ARD"] == [49.09, 20.58]
+    text = (Path(__file__).parents[2] / "shared/paper/gacd.txt").resolve()
+    if not text.is_file():
+        pytest.skip("the paper's text is not here")
+    numbers = text.read_text()
+    for name in ("table1", "table2", "table3", "table4"):
+        missed = [v for pair in paper[name]["cells"].values() for v in pair if f"{v:.2f}".rstrip("0") not in numbers]
+        assert not missed, name
+
+
+def finish(run, results=(), weights=True):
+    run = Path(run)
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text(json.dumps(dict(seconds=1)))
+    if weights:
+        (run / "checkpoints/best.pt").touch()
+    if results:
+        (run / "results.json").write_text(json.dumps(dict(results=[dict(attack=name) for name in results])))
+
+
+CHAIN = [
+    "train nfgsm --out t".split(),  # noqa: SIM905
+    "export t --out t.safetensors".split(),  # noqa: SIM905
+    "distill kd --teacher t.safetensors --out s".split(),  # noqa: SIM905
+    "evaluate s --attacks pgd20".split(),  # noqa: SIM905
+    "train pgdat --cost-of s --out p".split(),  # noqa: SIM905
+    "evaluate p --attacks pgd20 margin20".split(),  # noqa: SIM905
+]
+
+
+def left():
+    return [" ".join(task.argv[:2]) for task in missing(CHAIN)]
+
+
+def test_only_what_is_missing_and_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(left()) == 6
+    finish("s", ["natural", "pgd20"], weights=False)  # a committed result: nothing that led to it is needed
+    assert left() == ["train pgdat", "evaluate p"]
+    finish("p", ["pgd20"])
+    assert left() == ["evaluate p"]  # margin20 is missing
+    finish("p", ["pgd20", "margin20"])
+    assert left() == []
+    (tmp_path / "s/results.json").unlink()  # its weights are needed again, and so is the teacher
+    assert left() == ["train nfgsm", "export t", "distill kd", "evaluate s"]
+    (tmp_path / "t.safetensors").touch()
+    assert left() == ["distill kd", "evaluate s"]
+    finish("s")
+    assert left() == ["evaluate s"]
+    (tmp_path / "s/run.json").write_text("{}")  # stopped half-way
+    assert left() == ["distill kd", "evaluate s"]
+
+
+@pytest.fixture
+def miniature(tmp_path, monkeypatch):
+    """Table 1's own recipe on digits, with a preset of tiny networks, without its MobileNets."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "tiny.sh").write_text(MINIATURE)
+    recipe = (RECIPES / "table1.sh").read_text().replace("cifar10", "digits")
+    left_out = (
+        'pair "$RESNET18_T" "$WRN34"',
+        'pair "$RESNET18_T" "$MNV2"',
+        'pair "$WRN34_T"',
+        'teacher digits "$WRN34_T"',
+    )
+    kept = [line for line in recipe.splitlines() if not line.startswith(left_out)]
+    (tmp_path / "mine.sh").write_text("\n".join(kept) + "\n")
+    return tmp_path
+
+
+def test_a_miniature_of_table_1(miniature, capsys):
+    command = ["reproduce", "./mine.sh", "--preset", "./tiny.sh", "--jobs", "2"]
+    assert main([*command, "--dry-run", "true"]) == 0
+    planned = capsys.readouterr().out.splitlines()
+    assert len(planned) == 11
+    assert planned[0].startswith("gacd train nfgsm ")
+    assert not (miniature / "runs").exists()
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "Table 1" in out and "ResNet-18 / ResNet-18 / GACD+AFT" in out and "52.75" in out
+    table = (miniature / "runs/tiny/table1.csv").read_text().splitlines()
+    ours = json.loads((miniature / "runs/tiny/digits/resnet8-x0.5/resnet8-x0.25/ard-0/results.json").read_text())
+    natural = next(row["accuracy"] for row in ours["results"] if row["attack"] == "natural")
+    row = next(line for line in table if line.startswith("ResNet-18 / ResNet-18 / ARD,")).split(",")
+    assert float(row[1]) == pytest.approx(100 * natural)
+    assert row[-2:] == ["79.49", "51.21"]
+    assert main([*command, "--dry-run", "true"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "gacd train standard --data nowhere --model resnet8 --out a\ngacd evaluate a\ngacd check standard\n"
+    (tmp_path / "mine.sh").write_text(text)
+    assert main(["reproduce", "mine.sh", "--out", "o"]) == 1
+    captured = capsys.readouterr()
+    assert "2 of 3 commands failed or lack what failed: o/logs" in captured.err
+    assert "nowhere" in (tmp_path / "o/logs/000.log").read_text()
+    assert not (tmp_path / "o/logs/001.log").exists()
+    assert "randomness" in (tmp_path / "o/logs/002.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("rm -rf /tmp/nothing", "rm: not found"),
+        ("gacd train $UNSET_VARIABLE", "UNSET_VARIABLE"),
+        ("if", "unexpected"),
+        ("exit 3", "exit code 3"),
+    ],
+)
+def test_a_recipe_that_is_none(tmp_path, text, reason):
+    (tmp_path / "mine.sh").write_text(f"set -eu\n{text}\n")
+    with pytest.raises(InputError, match=reason):
+        expand(tmp_path / "mine.sh")
+
+
+def test_wrong_names(capsys):
+    assert main(["reproduce", "table9"]) == 1
+    assert "no such recipe: table9 (one of ablation, claim" in capsys.readouterr().err
+    assert main(["reproduce", "table1", "--preset", "huge"]) == 1
+    assert "no such preset: huge (one of paper, small" in capsys.readouterr().err
+    assert main(["reproduce", "table1", "--jobs", "0"]) == 2
+
+
+def test_a_signal_saves_what_runs(tmp_path):
+    (tmp_path / "mine.sh").write_text(
+        "gacd train standard --data digits --model resnet8-x0.25 --epochs 5000 --out a\ngacd evaluate a\n"
+    )
+    command = [sys.executable, "-m", "gacd", "reproduce", "mine.sh", "--out", "o"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    log, deadline = tmp_path / "a/metrics.jsonl", time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert b"stopped, saved" in process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert (tmp_path / "a/checkpoints/last.pt").exists()
+    assert "stopped, saved: a" in (tmp_path / "o/logs/000.log").read_text()
