@@ -10,6 +10,7 @@ from gacd import cost, methods, models
 from gacd.cli import main
 from gacd.data import Dataset
 from gacd.datasets import Split
+from gacd.runs import config
 
 # A method with n attack steps, in forwards of the student; r: the teacher's forward. GACD's contrast comes on top.
 BY_HAND = {
@@ -72,9 +73,11 @@ QUICK = ["--model", "resnet8-x0.25", "--batch-size", "400", "--precision", "32",
 def test_equal_cost_over_a_chain(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "pgdat", "--data", "digits", "--epochs", "6", "--steps", "1", *QUICK, "--out", "a"]) == 0
-    assert main(["train", "standard", "--data", "digits", "--cost-of", "a", *QUICK, "--out", "b"]) == 0
+    late = ["--epochs", "20", "--milestones", "10", "16"]
+    assert main(["train", "standard", "--data", "digits", "--cost-of", "a", *late, *QUICK, "--out", "b"]) == 0
     read = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in "ab"}
     assert read["b"]["cost"]["epochs"] == 10  # 6 epochs of 5 forwards in forwards of 3
+    assert config(tmp_path / "b")["milestones"] == [5, 8]
     assert read["a"]["seconds"] >= 0
     assert read["a"]["starts"][0]["versions"]["torch"] == torch.__version__
     assert main(["train", "standard", "--init", "b", "--cost-of", "a", "--out", "c"]) == 1

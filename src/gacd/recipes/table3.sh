@@ -1,5 +1,6 @@
 #!/bin/sh
 # Table 3: the teachers.
+# Preset paper: 3.5e18 operations, 19 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
 one() { # DATA TEACHER, and as the paper calls it

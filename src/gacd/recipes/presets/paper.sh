@@ -1,5 +1,5 @@
-# The paper's networks and, where it gives none, the schedules of methods.md's sources (gacd/configs). Hours on one H100 are
-# estimates from counted operations, see each recipe.
+# The paper's networks; its schedules where it gives any, else the published ones of each method (gacd/configs). The hours in the
+# recipes are operations, counted, over a rate that is assumed: nobody has run this preset yet.
 RESNET18_T=resnet18 RESNET18=resnet18 WRN34_T=wrn-34-10 WRN34=wrn-34-10 MNV2=mobilenetv2
 RESNET56_T=resnet56 RESNET32=resnet32 WRN40_T=wrn-40-2 WRN16=wrn-16-2 MNV2_100=mobilenetv2-x0.5
 
@@ -18,7 +18,7 @@ IGDM="igdm --config igdm"
 GACD="gacd --config gacd"
 AFT="pgdat --config aft"
 
-# Equal total cost: the paper's GACD 240 epochs and 25 of AFT cost what 286 epochs of PGD-AT do.
+# Equal total cost: GACD's 240 epochs and AFT's 25 cost what 286 epochs of PGD-AT do.
 PGDAT_EPOCHS="--epochs 286 --milestones 143 215" AFT_ALONE="--epochs 25"
 STANDARD_FIRST="--epochs 2000 --milestones 1500 1800" KD_FIRST="--epochs 1500 --milestones 750 1125"
 ARD_FIRST="--epochs 250 --milestones 125 188" GACD_FIRST=
