@@ -139,7 +139,7 @@ def test_wrong_input_is_one_line(line, code, part, place, capsys):
 
 def test_a_bug_leaves_its_traceback_in_a_file(monkeypatch, capsys, place):
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    monkeypatch.setattr("gacd.commands.probe", lambda **options: {}["secret"])
+    monkeypatch.setattr("gacd.transfer.probe", lambda **options: {}["secret"])
     monkeypatch.setitem(COMMANDS, "probe", "")
     monkeypatch.setattr("gacd.cli.Parser.add", lambda *args, **options: None)
     assert main(["probe"]) == 70

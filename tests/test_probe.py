@@ -8,8 +8,9 @@ from gacd import noise
 from gacd.data import Dataset
 from gacd.datasets import Split
 from gacd.evaluation import evaluate
+from gacd.heads import linear, prototypes, regress, ridge
 from gacd.models import build
-from gacd.probe import features, linear, probe, prototypes, regress, ridge, with_head, with_ridge_head
+from gacd.probe import features, probe, with_head, with_ridge_head
 
 N, D, K = 120, 6, 3
 Y = torch.arange(N) % K

@@ -32,7 +32,7 @@ COMMANDS = {
     "check": "run the contract tests on a method of your own",
 }
 
-HOMES = {"demo": "demo", "report": "report", "analyze": "analysis", "reproduce": "reproduce"}  # else commands.py
+HOMES = {"demo": "demo", "report": "report", "analyze": "analysis", "reproduce": "reproduce", "probe": "transfer"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,16 +11,14 @@ from rich.table import Table
 
 from gacd import checkpoint, cost, methods, models, prepare, ranks, results
 from gacd import data as datasets
-from gacd.cli import Ratio, plain
+from gacd.cli import plain
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import STANDARD
 from gacd.evaluation import evaluate as _evaluate
-from gacd.probe import fit_head
 from gacd.progress import Progress
-from gacd.runs import began, config, ended, remember
-
-FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
+from gacd.runs import FREE, began, ended, remember
+from gacd.transfer import fit_head
 
 
 def train(
@@ -52,7 +50,8 @@ def train(
         model: the network, such as resnet18, resnet8-x2, wrn-34-10, mobilenetv2-x0.5; --init's if absent.
         data: cifar10, cifar100, stl10, digits, or a folder of images; the teacher's or --init's if absent.
         init: weights to start from, a source as for the teacher; with other classes its head is made afresh.
-        cost_of: a run whose total cost, counted in operations, sets --epochs; the cost of --init is part of it.
+        cost_of: a run whose total cost, counted in operations, sets --epochs and scales --milestones with them; the
+            cost of --init is part of the total.
         data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
         size: pixels a side; images are resized to it.
         val_size: training images held out to choose the best weights, at most a tenth.
@@ -102,6 +101,9 @@ def train(
     if not built.trains_head and not len(images.val):
         raise UsageError("the probe needs held-out images", "--val-size 0", "at least 1")
     price = cost.price(built, images, epochs=fit_options["epochs"], init=init, aim=cost_of)
+    if cost_of and fit_options["milestones"]:
+        scale = price["epochs"] / fit_options["epochs"]
+        fit_options = fit_options | dict(milestones=[round(m * scale) for m in fit_options["milestones"]])
     fit_options = fit_options | dict(epochs=price["epochs"])
     options |= dict(model=student.name, mean=mean, std=std, precision=chosen, device=device, devices=devices)
     options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
@@ -207,53 +209,6 @@ def evaluate(
     if where:
         results.add(where, entries, model)
         say.print(f"written to {where / 'results.json'}", markup=False)
-
-
-def probe(
-    run: str,
-    *,
-    head: Literal["linear", "teacher", "student"] = "linear",
-    weight_decays: list[float] | None = None,
-    steps: int = 10,
-    seed: int = 0,
-    data_dir: str | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> None:
-    """Fits a classifier on a run's frozen features; evaluate and --init then use it.
-
-    Args:
-        run: run directory.
-        head: "linear" is trained; "teacher" and "student" need no training: class means of that side's bank.
-        weight_decays: of the linear head; the best held-out robust accuracy is kept.
-        steps: of the PGD and the margin attack that measure it.
-        seed: of that PGD.
-        data_dir: where the data sets lie; the run's, $GACD_DATA or ./data if absent.
-        device: cpu, cuda, or the best there is.
-    """
-    say = Console(stderr=True, highlight=False)
-    path = Path(run)
-    options = config(path)
-    images = datasets.load(
-        options["data"],
-        data_dir=data_dir or options["data_dir"],
-        size=checkpoint.open_source(run).record["size"],
-        val_size=options["val_size"],
-        seed=options["seed"],
-    )
-    fabric, _ = launch(device, precision="32")
-    with checkpoint.owned(path):
-        eps = float(Ratio(options.get("eps", 8 / 255)))
-        fit_head(
-            path,
-            images,
-            say,
-            head=head,
-            weight_decays=weight_decays,
-            eps=eps,
-            steps=steps,
-            seed=seed,
-            device=fabric.device,
-        )
 
 
 def export(source: str, *, out: str, half: bool = False) -> None:

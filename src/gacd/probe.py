@@ -1,34 +1,45 @@
-"""Linear heads on frozen features: the classifier that the paper's row "GACD" needs."""
+"""Linear heads on frozen features: the classifier that the paper's row "GACD" needs, and its transfer (Table 4)."""
 
 import copy
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gacd import checkpoint
-from gacd.attacks import evaluating
+from gacd import noise
+from gacd.attacks import evaluating, maximize
 from gacd.data import Dataset, Split, pixels
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
+from gacd.heads import Draw, regress, ridge, sgd
+from gacd.losses import cross_entropy
+from gacd.models.folding import attackable
+from gacd.prepare import check_ranges
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # at 0 logits of separable features grow until PGD is blind
+SOLVERS: dict[str, dict[str, Any]] = {  # and what is theirs where it is not given
+    "lbfgs": dict(epochs=None, lr=None),
+    "sgd": dict(epochs=30, lr=1.0),
+    "adversarial": dict(epochs=3, lr=1.0),
+}
 
 
 def probe(
     model: Any,
     data: Dataset,
     *,
-    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    solver: str = "lbfgs",
+    select: str = "robust",
+    weight_decays: Sequence[float] | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
     eps: float = 8 / 255,
+    step_size: float | None = None,
     steps: int = 10,
     seed: int = 0,
+    done: Callable[[int], None] = lambda n: None,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Multinomial regression on frozen features, once per weight decay (the paper's "linear evaluation").
 
@@ -36,131 +47,129 @@ def probe(
     robust accuracy over its weight decay matters more than any point of it.
 
     Args:
-        model: a `Classifier`; its trunk is left as it is.
-        data: its training images fit the head, its held-out ones choose.
-        weight_decays: L2 on the head's weights, times a half, beside the mean cross-entropy.
-        eps: radius of the PGD on the held-out images, with both losses: large logits blind cross-entropy.
-        steps: of that PGD.
-        seed: of that PGD.
+        model: a `Classifier`; its trunk is left as it is, and only natural images' features are ever kept.
+        data: its training images fit the head, its held-out ones choose; of the model's channels, any classes.
+        solver: "lbfgs" or "sgd" on the features of the natural images, computed once; "adversarial" goes on from
+            lbfgs' head by SGD on images that PGD, end to end through the frozen trunk, makes worst for it.
+        select: "robust" or "natural": the held-out accuracy that chooses the weight decay.
+        weight_decays: L2 on the head's weights, times a half, beside the mean cross-entropy; WEIGHT_DECAYS if absent.
+        epochs: of sgd (30 if absent) and adversarial (3), for each weight decay.
+        lr: of sgd and adversarial, see `heads.sgd`; 1 if absent.
+        eps: Linf radius of the PGD on the held-out images, with both losses (large logits blind cross-entropy), and
+            of adversarial's, in pixel units.
+        step_size: of both, in pixel units; eps / 4 if absent.
+        steps: of both.
+        seed: of both, and of the order of SGD.
+        done: called with the number of images after each batch that is attacked or measured.
 
     Returns:
-        A copy of the model with the head of the best held-out robust accuracy, and a row per weight decay: its
-        "weight_decay", "val_natural" and "val_robust", and "kept" on the best.
+        A copy of the model with the chosen head, and a row per weight decay: its "weight_decay", "val_natural" and
+        "val_robust", and "kept" on the best.
+
+    Raises:
+        InputError: an unknown solver, or other channels.
+        UsageError: no held-out images, or a number without a meaning.
     """
-    if len(data.val) == 0:
-        raise UsageError("the probe needs held-out images", "--val-size", "at least 1")
-    if not weight_decays or not all(0 <= decay < math.inf for decay in weight_decays):
-        raise UsageError("weight decays must be numbers >= 0", list(weight_decays))
-    if steps < 1:
-        raise UsageError("steps must be at least 1", steps)
-    f, y = features(model, data.train), data.train.labels
+    options: dict[str, Any] = dict(solver=solver, select=select, weight_decays=weight_decays, epochs=epochs, lr=lr)
+    options = settled(model, data, **options, eps=eps, step_size=step_size, steps=steps, seed=seed)
+    threat: dict[str, Any] = dict(eps=eps, step_size=options["step_size"], seed=seed, done=done)
+    passes: dict[str, Any] = dict(epochs=options["epochs"], lr=options["lr"], seed=seed)
+    f, y, classes = features(model, data.train), data.train.labels, data.num_classes
     rows: list[dict[str, Any]] = []
-    best, kept, head = -1.0, model, None
-    for weight_decay in sorted(weight_decays, reverse=True):  # each starts from the next stronger one's solution
-        head = regress(f, y, data.num_classes, weight_decay, start=head)
+    best, kept, natural = -1.0, model, None
+    for weight_decay in options["weight_decays"]:
+        if solver == "sgd":
+            head = sgd(f, y, classes, weight_decay, **passes)
+        else:  # each starts from the next stronger one's solution
+            head = natural = regress(f, y, classes, weight_decay, start=natural)
         candidate = with_head(model, head)
-        result = evaluate(candidate, data.val, [f"pgd{steps}", f"margin{steps}"], eps=eps, seed=seed)
+        if solver == "adversarial":
+            draw = attacked(candidate, data.train, steps=steps, **threat)
+            candidate = with_head(model, sgd(f, y, classes, weight_decay, start=natural, draw=draw, **passes))
+        result = evaluate(candidate, data.val, [f"pgd{steps}", f"margin{steps}"], **threat)
         rows.append(dict(weight_decay=weight_decay, val_natural=result.natural, val_robust=result.worst, kept=False))
-        if result.worst > best:
-            best, kept = result.worst, candidate
-    next(row for row in rows if row["val_robust"] == best)["kept"] = True
+        if rows[-1][f"val_{select}"] > best:
+            best, kept = rows[-1][f"val_{select}"], candidate
+    next(row for row in rows if row[f"val_{select}"] == best)["kept"] = True
     return kept, rows
 
 
-def fit_head(
-    run: Path,
-    images: Dataset,
-    say: Console,
+def settled(
+    model: Any,
+    data: Dataset,
     *,
-    head: str = "linear",
-    weight_decays: Sequence[float] | None = None,
-    eps: float = 8 / 255,
-    steps: int = 10,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> None:
-    """Gives a run a classifier: prints the front of a linear one, or takes a bank's class means; writes probe.pt."""
-    folder = run / "checkpoints"
-    if head == "linear":
-        opened = checkpoint.open_source(str(next(p for p in (folder / "best.pt", folder / "last.pt") if p.exists())))
-        decays = WEIGHT_DECAYS if weight_decays is None else weight_decays
-        model, rows = probe(opened.model.to(device), images, weight_decays=decays, eps=eps, steps=steps, seed=seed)
-        table = Table("weight decay", "natural", f"PGD-{steps}, worst of two losses", "", title="held-out images")
-        for row in rows:
-            kept = "kept" if row["kept"] else ""
-            table.add_row(f"{row['weight_decay']:g}", f"{row['val_natural']:.1%}", f"{row['val_robust']:.1%}", kept)
-        say.print(table)
-        measured = next(row for row in rows if row["kept"]) | dict(front=rows)
-    else:
-        opened = checkpoint.open_source(str(folder / "last.pt"))
-        state = checkpoint.read(folder / "last.pt")["method"]
-        own = {name.removeprefix("student."): t for name, t in state.items() if name.startswith("student.")}
-        opened.model.load_state_dict(own)  # the bank is of these weights, not of their average
-        if f"bank_{head[0]}.rows" not in state:
-            raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
-        projection = state["embed_s.weight"], state["embed_s.bias"]
-        model = with_head(opened.model, prototypes(state[f"bank_{head[0]}.rows"], images.train.labels, *projection))
-        result = evaluate(model.to(device), images.val, [f"pgd{steps}", f"margin{steps}"], eps=eps, seed=seed)
-        measured = dict(val_natural=result.natural, val_robust=result.worst)
-        say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps}, worst of two losses {result.worst:.1%}")
-    record = opened.record | dict(head=head) | measured
-    checkpoint.write(folder / "probe.pt", dict(model=model.config(), weights=model.state_dict(), record=record))
-    say.print(f"written to {folder / 'probe.pt'}", markup=False)
+    solver: str,
+    select: str,
+    weight_decays: Sequence[float] | None,
+    epochs: int | None,
+    lr: float | None,
+    eps: float,
+    step_size: float | None,
+    steps: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The options of `probe`, with what was absent filled in; refuses what makes no sense before anything is done."""
+    if solver not in SOLVERS or select not in ("robust", "natural"):
+        raise InputError("unknown solver or selection", f"{solver}, {select}", f"{', '.join(SOLVERS)}; robust, natural")
+    if solver == "lbfgs" and (epochs, lr) != (None, None):
+        raise UsageError("lbfgs has no epochs and no lr", "--epochs, --lr", "--solver sgd or adversarial has")
+    if model.channels != data.channels:
+        raise InputError(f"the network takes {model.channels} channels", f"{data.name} has {data.channels}")
+    if len(data.val) == 0:
+        raise UsageError("the probe needs held-out images", "--val-size", "at least 1; a tenth of the images at most")
+    decays = sorted(WEIGHT_DECAYS if weight_decays is None else weight_decays, reverse=True)
+    if not decays or not all(0 <= decay < math.inf for decay in decays):
+        raise UsageError("weight decays must be numbers >= 0", decays)
+    if steps < 1:
+        raise UsageError("steps must be at least 1", steps)
+    given = {name: value for name, value in dict(epochs=epochs, lr=lr).items() if value is not None}
+    threat = dict(eps=eps, step_size=eps / 4 if step_size is None else step_size, steps=steps, seed=seed)
+    check_ranges(given | threat)
+    return dict(solver=solver, select=select, weight_decays=decays) | SOLVERS[solver] | given | threat
 
 
-def regress(f: Tensor, y: Tensor, num_classes: int, weight_decay: float, start: nn.Linear | None = None) -> nn.Linear:
-    """Softmax regression by L-BFGS: f (N,D), y (N,) -> nn.Linear(D, num_classes)."""
-    head = nn.Linear(f.shape[1], num_classes)
-    with torch.no_grad():
-        for parameter, value in zip(head.parameters(), start.parameters() if start else (0.0, 0.0), strict=True):
-            parameter.copy_(torch.as_tensor(value))
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(head(f), y) + weight_decay / 2 * head.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return head.requires_grad_(False)
-
-
-def ridge(f: Tensor, y: Tensor, num_classes: int, strength: float = 0.1) -> nn.Linear:
-    """Least squares on one-hot labels in closed form.
+def attacked(
+    network: Any,
+    split: Split,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    seed: int,
+    done: Callable[[int], None] = lambda n: None,
+) -> Draw:
+    """Draws features (B,D), on the CPU, of images on which PGD raises a head's cross-entropy through the whole network.
 
     Args:
-        f: (N,D) features.
-        y: (N,) labels.
-        num_classes: K.
-        strength: ridge over the features' mean variance.
-
-    Returns:
-        nn.Linear(D, K).
+        network: a `Classifier` to whom each head is given in turn; PGD sees it in eval mode.
+        split: the images.
+        eps, step_size, steps: of PGD in Linf, see `maximize`.
+        seed: of its random starts, a function of (seed, epoch, image).
+        done: called with the number of images.
     """
-    f, target = f.double(), F.one_hot(y, num_classes).double()
-    centre, level = f.mean(0), target.mean(0)
-    gram = (f - centre).T @ (f - centre) / len(f)
-    gram.diagonal().add_(strength * gram.diagonal().mean() + 1e-12)
-    weight = torch.linalg.solve(gram, (f - centre).T @ (target - level) / len(f)).T
-    return linear(weight, level - weight @ centre)
+    device = network.head.weight.device
 
+    def draw(weight: Tensor, bias: Tensor, index: Tensor, epoch: int) -> Tensor:
+        network.head.weight.data.copy_(weight)
+        network.head.bias.data.copy_(bias)
+        x = pixels(split.images[index].to(device)).contiguous(memory_format=torch.channels_last)
+        y = split.labels[index].to(device)
+        u = noise.uniform(noise.key(seed, "probe start", epoch), index.to(device), tuple(x.shape[1:]))
+        with attackable(network, x) as quick:
+            x_adv = maximize(
+                x,
+                lambda z: cross_entropy(quick(z), y),
+                start=x + eps * (2 * u - 1),
+                eps=eps,
+                step_size=step_size,
+                steps=steps,
+            )
+            with torch.no_grad():
+                f = network.features(x_adv).float().cpu()
+        done(len(index))
+        return f
 
-def prototypes(bank: Tensor, labels: Tensor, projection: Tensor, bias: Tensor, temperature: float = 0.1) -> nn.Linear:
-    """A head that needs no training: the cosine classifier of the student's embedding, with the same argmax.
-
-    Args:
-        bank: (M,d) unit-norm embeddings of the training images, the teacher's or the student's.
-        labels: (M,).
-        projection: (d,D) weight of the student's projection, `bias` (d,) its bias.
-        temperature: divides the logits.
-
-    Returns:
-        nn.Linear(D, K), whose weight is C @ projection for the unit-norm class means C of the bank.
-    """
-    sums = bank.new_zeros(int(labels.max()) + 1, bank.shape[1]).index_add_(0, labels, bank)
-    c = F.normalize(sums, dim=1) / temperature
-    return linear(c @ projection, c @ bias)
+    return draw
 
 
 def with_ridge_head(model: Any, data: Dataset, limit: int) -> nn.Module:
@@ -187,10 +196,3 @@ def features(model: Any, split: Split, batch: int = 500) -> Tensor:
         return torch.cat(
             [model.features(x.contiguous(memory_format=torch.channels_last)).float() for x in chunks]
         ).cpu()
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """nn.Linear, float32, without gradient, from weight (K,D) and bias (K,)."""
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    head.load_state_dict(dict(weight=weight.float(), bias=bias.float()))
-    return head.requires_grad_(False)

@@ -19,6 +19,8 @@ from gacd.errors import InputError, UsageError
 from gacd.methods.base import Method
 from gacd.results import provenance
 
+FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
+
 
 class Run:
     """What a run keeps on disk, and how it comes back."""
@@ -150,7 +152,7 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
         free: names of options that may change between a run and its resume.
     """
     path = out / "config.yaml"
-    if any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt")):
+    if any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt", "probe.pt")):
         old = config(out)
         changed = [
             f"{name} {old.get(name)} -> {options.get(name)}"

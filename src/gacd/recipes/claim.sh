@@ -1,6 +1,7 @@
 #!/bin/sh
 # The row that carries the paper's claim, with the controls that it lacks: one teacher, one student, equal total cost.
-# Not equal: GACD alone, which lacks its fine-tuning, AFT from a random start, and the teacher's own training.
+# Not equal: GACD alone, which lacks its fine-tuning, AFT from a random start, and the teacher's own training. The head trained
+# adversarially on GACD's frozen features shows how much of their weakness is the last layer's.
 # Preset paper: 3.9e18 operations a seed, 21 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
@@ -13,6 +14,8 @@ for seed in $SEEDS; do
     distil ard "$seed" $ARD --cost-of "$equal"
     distil gacd "$seed" $GACD $GACD_FIRST
     finetune gacd-aft "$seed" gacd --cost-of "$equal"
+    gacd probe "$runs/gacd-$seed" $HEAD --seed "$seed" --out "$runs/gacd-head-$seed"
+    gacd evaluate "$runs/gacd-head-$seed" $EVALUATE
     distil kd "$seed" $KD --cost-of "$equal"
     distil ard-first "$seed" $ARD $ARD_FIRST
     finetune ard-aft "$seed" ard-first --cost-of "$equal"
@@ -38,4 +41,5 @@ seeded claim "RSLAD" rslad
 seeded claim "AdaAD" adaad
 seeded claim "IGDM" igdm
 seeded claim "GACD" gacd
+seeded claim "GACD, head trained adversarially" gacd-head
 seeded claim "GACD+AFT" gacd-aft

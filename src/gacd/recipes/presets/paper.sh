@@ -16,6 +16,7 @@ RSLAD="rslad --config rslad"
 ADAAD="adaad --config adaad"
 IGDM="igdm --config igdm"
 GACD="gacd --config gacd"
+HEAD="--solver adversarial --weight-decays 0.1 0.03 0.01"
 AFT="pgdat --config aft"
 
 # Equal total cost: GACD's 240 epochs and AFT's 25 cost what 286 epochs of PGD-AT do.

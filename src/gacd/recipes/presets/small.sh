@@ -18,6 +18,7 @@ RSLAD="rslad --lr 2 --weight-decay 5e-5 $cycle $attack"
 ADAAD="adaad --lr 0.2 $cycle $attack"
 IGDM="igdm --lr 0.2 $cycle $attack"
 GACD="gacd --lr 0.1 $cycle $attack"
+HEAD="--solver adversarial --weight-decays 0.1 0.03 0.01 --epochs 1 --steps 2 --step-size 5/255"
 AFT="pgdat --lr 0.2 $cycle $attack"
 
 # The claim's row: equal total cost, that of so many epochs of PGD-AT; what is fine-tuned leaves four of them for that.

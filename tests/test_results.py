@@ -1,0 +1,36 @@
+"""The published numbers: every table of docs/results.md is what the committed results.json give, to the digit."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from gacd import tables
+from gacd.recipe import RECIPES, expand
+from gacd.reproduce import beside
+
+ROOT = Path(__file__).parents[1]
+
+
+def recipes():
+    return sorted(
+        path.stem for path in (ROOT / "results/small").glob("*.md") if (RECIPES / path.name).with_suffix(".sh").exists()
+    )
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_tables_are_what_the_results_give(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    preset = RECIPES / "presets/small.sh"
+    _, rows = expand(RECIPES / f"{name}.sh", OUT="results/small", PRESET=str(preset), SEEDS="0 1 2")
+    for table in beside(rows):
+        assert tables.markdown(table) == (ROOT / f"results/small/{name}.md").read_text(), name
+
+
+def test_the_page_shows_the_tables():
+    spec = importlib.util.spec_from_file_location("page", ROOT / "benchmarks/page.py")
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    text = page.PAGE.read_text()
+    assert page.filled(text) == text
+    assert {place[2] for place in page.PLACE.finditer(text)} == set(recipes())
