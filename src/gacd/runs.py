@@ -82,7 +82,8 @@ class Run:
         if row:
             self.log(step=step, epoch=epoch, **row)
         self.last = row
-        if row.get("val_robust", 0.0) >= self.best.get("val_robust", 0.0):
+        by = self.method.best_by
+        if row.get(by, 0.0) >= self.best.get(by, 0.0):
             self.best = row | {"epoch": epoch}
             if self.writes:
                 checkpoint.write(self.out / "checkpoints" / "best.pt", self.network(self.best))

@@ -32,6 +32,7 @@ class Method(nn.Module):
     """
 
     trains_head = True  # False: the student's classifier is not trained and is fitted afterwards (`gacd probe`)
+    best_by = "val_robust"  # the held-out accuracy that chooses the best weights: or "val_natural"
     clock = Clock()
     student: Any  # a Classifier; for methods on logits any nn.Module
     teacher: Any

@@ -9,6 +9,8 @@ from gacd.methods.base import Method
 class Standard(Method):
     """Cross-entropy on natural images; no defence."""
 
+    best_by = "val_natural"  # robust accuracy is highest in the first epoch, where it knows least
+
     def __init__(self, student: nn.Module, labels: Tensor | None = None):
         super().__init__(student, labels=labels)
 
