@@ -1,7 +1,6 @@
 #!/bin/sh
-# Figures 3 and 4: differences of the logits' correlation matrices (CIFAR-100, WRN-40-2 to WRN-16-2, ARD beside GACD).
 # Figure 5: t-SNE of birds, trucks and adversarial trucks for a standard network, the teacher, ARD and GACD (CIFAR-10).
-# Preset paper: 1.9e18 operations, 11 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
+# Preset paper: 1.6e18 operations, 9 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
 teacher cifar100 "$WRN40_T"
