@@ -3,13 +3,6 @@
 # Preset paper: 1.6e18 operations, 9 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
-teacher cifar100 "$WRN40_T"
-place cifar100 "$WRN40_T" "$WRN16"
-distil ard 0 $ARD_100 $ARD_EPOCHS
-distil gacd 0 $GACD $GACD_EPOCHS
-finetune gacd-aft 0 gacd $AFT_EPOCHS
-gacd analyze "$runs/ard-0" "$runs/gacd-0" "$runs/gacd-aft-0" --teacher "$guide" $ANALYZE --out "$OUT/figures34"
-
 teacher cifar10 "$RESNET18_T"
 place cifar10 "$RESNET18_T" "$RESNET18" "$OUT/claim"
 train standard 0 $STANDARD $STANDARD_FIRST
