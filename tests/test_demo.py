@@ -9,7 +9,8 @@ from gacd import commands, methods
 from gacd import demo as module
 from gacd.cli import Parser
 from gacd.demo import demo, findings, recipe
-from gacd.records import Measured, Run, Section
+from gacd.records import Measured, Run
+from gacd.sections import Section
 from gacd.training import fit
 
 RECIPE = Path(module.__file__).parent / "recipes" / "demo.sh"

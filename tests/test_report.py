@@ -1,5 +1,6 @@
 """The page: the right numbers, everything escaped, nothing fetched, whatever state the runs are in."""
 
+import csv
 import html.parser
 import json
 import re
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from gacd import checkpoint, figures, models
+from gacd import checkpoint, figures, models, tables
 from gacd.cli import Parser, main
 from gacd.errors import InputError
-from gacd.records import collect, percent, sections
+from gacd.records import collect
+from gacd.report import write
+from gacd.sections import percent, sections
 
 HOSTILE = """<script>alert(1)</script>"''><img src=x onerror=alert(2)>{{ 7*7 }}--> $x^"""
 
@@ -37,8 +41,8 @@ def make(root, name, rows=None, *, options=None, metrics=None):
     return run
 
 
-def page(root):
-    assert main(["report", str(root)]) == 0
+def page(root, *options):
+    assert main(["report", str(root), *options]) == 0
     text = (root / "report.html").read_text()
     document = Document()
     document.feed(text)
@@ -255,3 +259,128 @@ def test_pareto_front_leaves_out_what_is_beaten():
 def test_decimals_are_those_that_n_can_tell():
     assert percent(0.12345, 1000) == "12.3"
     assert percent(0.12345, 10_000) == "12.35"
+
+
+def seeds(root, method="pgdat", shares=(0.40, 0.42, 0.47), **more):
+    for seed, share in enumerate(shares):
+        rows = [entry("natural", 0.9), entry("worst", share, "8/255"), entry("pgd20", share, "8/255", steps=20)]
+        make(root, f"{method}-{seed}", rows, options=dict(method=method, seed=seed), **more)
+
+
+def test_repeated_runs_have_a_table_of_their_own(tmp_path):
+    metrics = [dict(step=n, epoch=n, val_natural=0.5, val_robust=0.1, loss=1.0) for n in (1, 2)]
+    seeds(tmp_path, metrics=metrics)
+    text, document = page(tmp_path)
+    assert not document.open
+    assert {"43.0 ± 3.6", "90.0 ± 0.0"} <= set(document.cells)
+    assert len(set(re.findall(r'id="s0a-run(\d+)"', text))) == 1, "figures show the mean"
+    (tmp_path / "single").mkdir()
+    make(tmp_path / "single", "a", [entry("natural", 0.9), entry("pgd20", 0.45, "8/255")])
+    text, _ = page(tmp_path / "single")
+    assert "ver seeds" not in text and "±" not in text
+
+
+def test_accuracy_by_steps(tmp_path):
+    shares = {1: 0.6, 5: 0.5, 20: 0.45, 50: 0.44}
+    rows = [entry("natural", 0.9), *(entry(f"pgd{k}", v, "8/255", steps=k) for k, v in shares.items())]
+    rows += [entry("pgd20", 0.46, "8/255", steps=20, seed=1), entry("pgd50", 0.1, "16/255", steps=50)]
+    make(tmp_path, "a", [*rows, entry("margin20", 0.4, "8/255", steps=20)])
+    (section,) = sections(collect([str(tmp_path)]))
+    assert section.by_steps(section.runs[0], "pgd") == sorted(shares.items())
+    assert section.by_steps(section.runs[0], "margin") == [(20, 0.4)]
+    assert "against the number of its steps" in page(tmp_path)[0]
+
+
+def test_the_other_forms_stand_beside_the_page(tmp_path, capsys):
+    seeds(tmp_path)
+    page(tmp_path, "--formats", "html", "md", "csv", "tex", "claim")
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    text = {path.name: path.read_text() for path in tmp_path.glob("report*")}
+    assert text.keys() == {"report.html", "report.md", "report.csv", "report.tex", "report-claim.md"}
+    assert "| pgdat | pgdat | resnet8 | 3 | **90.0 ± 0.0** | 43.0 ± 3.6 | **43.0 ± 3.6** | 200 |" in text["report.md"]
+    assert r"pgdat & pgdat & resnet8 & 3 & \textbf{90.0 $\pm$ 0.0} & 43.0 $\pm$ 3.6" in text["report.tex"]
+    rows = list(csv.DictReader(text["report.csv"].splitlines()))
+    assert [row["run"] for row in rows] == ["pgdat-2", "pgdat-1", "pgdat-0", "pgdat"]
+    assert float(rows[0]["95 % interval low"]) == pytest.approx(39.93, abs=0.01)
+    assert float(rows[-1]["worst sd"]) == pytest.approx(3.606, abs=1e-3)
+
+
+def test_the_page_is_never_written_over_by_its_tables(tmp_path):
+    make(tmp_path, "a", [entry("natural", 0.9)])
+    place = str(tmp_path / "x.md")
+    assert main(["report", str(tmp_path), "--out", place, "--formats", "html", "md"]) == 0
+    assert (tmp_path / "x.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "x.md").read_text().startswith("### Accuracy")
+    assert main(["report", str(tmp_path), "--out", place]) == 0
+    assert (tmp_path / "x.md").read_text().startswith("<!doctype html>")
+
+
+def test_wrong_options_are_one_line(tmp_path, capsys):
+    make(tmp_path, "a", [entry("natural", 0.9)])
+    assert main(["report", str(tmp_path), "--formats", "md", "pdf"]) == 2
+    assert main(["report", str(tmp_path), "--out", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:28] for line in lines] == ["gacd: error: unknown format:", "gacd: error: --out is a fold"]
+    assert not list(tmp_path.glob("report*"))
+
+
+def test_hostile_runs_are_harmless_in_every_form(tmp_path):
+    name = "=1+1 |" + HOSTILE.replace("/", "∕") + r"\input{x} & \\ [31m"
+    row = dict(data=name, norm=name, commit=name, weights=name, sha256=name)
+    make(tmp_path, name, [entry("natural", 0.9, **row), entry(name, 0.4, "8/255", **row)], options={"teacher": name})
+    page(tmp_path, "--formats", "md", "csv", "tex", "claim", "html")
+    text = {path.suffix + path.stem[6:]: path.read_text() for path in tmp_path.glob("report*")}
+    assert not any("\x1b" in form for form in text.values())
+    for form in (text[".md"], re.sub("(?m)^    .*", "", text[".md-claim"])):  # but for the indented command
+        assert "<" not in re.sub(r"\\[!-/:-@\[-`{-~]", "", form)
+    assert not re.search(r"\\input|(?<!\\)&.*\\\\ .*&", text[".tex"])
+    assert csv.DictReader(text[".csv"].splitlines()).fieldnames[0] == "run"
+    assert next(csv.DictReader(text[".csv"].splitlines()))["run"].startswith("'=1+1")
+
+
+def test_figures_of_an_analysis_are_embedded(tmp_path, capsys):
+    make(tmp_path, "a", [entry("natural", 0.9)])
+    folder = tmp_path / "analysis"
+    folder.mkdir()
+    Image.new("RGB", (90, 30)).save(folder / "broad <b>.png")
+    Image.new("RGB", (30, 30)).save(folder / "plain.png")
+    (folder / "not.png").write_text(HOSTILE)
+    (folder / "large.png").write_bytes((folder / "plain.png").read_bytes() + bytes(5 << 20))
+    (folder / "gone.png").mkdir()
+    (folder / "analysis.json").write_text(json.dumps({"figures": {"plain.png": HOSTILE, "not.png": 3}}))
+    Image.new("RGB", (30, 30)).save(tmp_path / "a" / "elsewhere.png")
+    text, document = page(tmp_path)
+    images = [attributes for tag, attributes in document.elements if tag == "img"]
+    assert [image["alt"] for image in images] == ["broad <b>", "plain"]
+    assert all(image["src"].startswith("data:image/png;base64,iVBORw0KGgo") for image in images)
+    assert text.count("<script>") == 1 and "{{ 7*7 }}" in text and not document.open
+    assert set(re.findall(r"\w+\.png", capsys.readouterr().err)) == {"large.png", "not.png", "gone.png"}
+    (folder / "analysis.json").write_text("[")
+    assert page(tmp_path)[0].count("<img") == 2
+
+
+def test_trainings_say_commit_and_versions(tmp_path):
+    run = make(tmp_path, "a", [entry("natural", 0.9)])
+    start = dict(time="2031-01-01T00:00:00Z", commit="fed987", device="a GPU", versions={"torch": "2.99"})
+    (run / "run.json").write_text(json.dumps(dict(starts=[start, 3, dict(versions=7)])))
+    text = page(tmp_path)[0]
+    assert "Trained from 2031-01-01T00:00:00Z on with commit fed987, a GPU, torch 2.99." in text
+    (run / "run.json").write_text('{"starts": 7}')
+    assert "Trained from" not in page(tmp_path)[0]
+
+
+def test_tables_from_elsewhere_stand_first(tmp_path):
+    make(tmp_path, "a", [entry("natural", 0.9)])
+    rows = [[tables.Cell("<i>"), tables.number(-1.5, sign=True)]]
+    beside = tables.Table("Paper <b>", [tables.Column("cell"), tables.Column("difference", True)], rows, "A note <u>.")
+    write(tmp_path / "x.html", collect([str(tmp_path)]), beside=[beside])
+    text = (tmp_path / "x.html").read_text()
+    assert text.index("Paper &lt;b&gt;") < text.index("Accuracy on cifar10")
+    assert 'data-value="-1.5">−1.50<' in text and "A note &lt;u&gt;." in text and "&lt;i&gt;" in text
+
+
+def test_runs_of_several_folders_have_names_of_their_own(tmp_path):
+    for parent in "xy":
+        make(tmp_path / parent, "runs/a", [entry("natural", 0.9)])
+    found = collect([str(tmp_path / parent / "runs") for parent in "xy"])
+    assert len({run.name for run in found}) == 2

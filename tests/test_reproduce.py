@@ -140,7 +140,8 @@ def test_a_miniature_of_table_1(miniature, capsys):
     assert not (miniature / "runs").exists()
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "Table 1" in out and "ResNet-18 / ResNet-18 / GACD+AFT" in out and "52.75" in out
+    assert "Table 1" in out
+    assert "52.75" in out
     table = (miniature / "runs/tiny/table1.csv").read_text().splitlines()
     ours = json.loads((miniature / "runs/tiny/digits/resnet8-x0.5/resnet8-x0.25/ard-0/results.json").read_text())
     natural = next(row["accuracy"] for row in ours["results"] if row["attack"] == "natural")

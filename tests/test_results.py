@@ -7,7 +7,7 @@ import pytest
 
 from gacd import tables
 from gacd.recipe import RECIPES, expand
-from gacd.reproduce import beside
+from gacd.reproduce import beside, line_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,8 +23,8 @@ def test_tables_are_what_the_results_give(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     preset = RECIPES / "presets/small.sh"
     _, rows = expand(RECIPES / f"{name}.sh", OUT="results/small", PRESET=str(preset), SEEDS="0 1 2")
-    for table in beside(rows):
-        assert tables.markdown(table) == (ROOT / f"results/small/{name}.md").read_text(), name
+    table = beside(name, [line_of(row) for row in rows])
+    assert tables.markdown(table) == (ROOT / f"results/small/{name}.md").read_text()
 
 
 def test_the_page_shows_the_tables():

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from gacd import cli
 from gacd.recipe import RECIPES, expand
-from gacd.records import Line, Run, Section, collect, percent, sections
+from gacd.records import Run, collect
 from gacd.report import write
+from gacd.sections import Line, Section, percent, sections
 
 TITLES = {
     "standard": "standard training",

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
 MARKERS = "osD^vP*X"  # one more than colours, so that the pairs repeat late
@@ -74,7 +74,7 @@ def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
     return figure
 
 
-def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True) -> Figure:
+def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True, log: bool = False) -> Figure:
     """One line a run.
 
     Args:
@@ -82,6 +82,7 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True) -> 
         x: the axis' name.
         y: likewise.
         share: y is a share of images; otherwise a loss, on a logarithmic axis if it can be.
+        log: x, which is positive, on a logarithmic axis with a mark at each of its values.
     """
     with rc_context(STYLE):
         figure, axes = _axes(len(lines), x, y)
@@ -89,14 +90,20 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True) -> 
             if line:
                 look = _look(i) | ({"marker": ""} if len(line) > 30 else {})
                 axes.plot(*zip(*line, strict=True), **look, markersize=3.5, gid=f"run{i}")
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator(sorted({value for line in lines.values() for value, _ in line})))
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
         if share:
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(_percent)
-        elif min(value for line in lines.values() for _, value in line) > 0:
+        elif (low := min(values := [value for line in lines.values() for _, value in line])) > 0:
             axes.set_yscale("log")
+            decade = max(values) > 10 * low
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if decade else MaxNLocator(6))
+            axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         _names(axes, [(i, name, *line[-1]) for i, (name, line) in enumerate(lines.items()) if line])
     return figure
 

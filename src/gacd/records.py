@@ -1,13 +1,13 @@
-"""What run directories say of themselves, in whatever state they are, and how their evaluations compare."""
+"""What run directories say of themselves, in whatever state they are."""
 
+import base64
 import json
 import math
 import os
 import shlex
-from collections import Counter
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,10 @@ from gacd import checkpoint, results
 from gacd.cli import Ratio
 from gacd.errors import GacdError, InputError
 from gacd.evaluation import interval
+from gacd.runs import story
+
+ANALYSIS = "analysis.json"
+PNG, PNG_LIMIT = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 4 << 20
 
 
 class Measured(NamedTuple):
@@ -47,6 +51,7 @@ class Run:
         parameters: their number.
         measured: the evaluations of the weights that a reader takes.
         log: rows of metrics.jsonl.
+        starts: of the training, from run.json.
         warning: what is missing or damaged, in a line.
     """
 
@@ -57,6 +62,7 @@ class Run:
     parameters: int | None = None
     measured: list[Measured] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
+    starts: list[dict[str, Any]] = field(default_factory=list)
     warning: str = ""
 
     @property
@@ -76,13 +82,11 @@ class Run:
 
     @property
     def origins(self) -> list[str]:
-        """Commit, device and versions of the evaluations, each once."""
-        said: dict[str, None] = {}
-        for m in self.measured:
-            versions = m.row.get("versions")
-            pairs = [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else []
-            words = [f"commit {m.row.get('commit') or 'unknown'}", str(m.row.get("device") or "unknown device"), *pairs]
-            said[", ".join(words)] = None
+        """Commit, device and versions, each once: of the evaluations, then of each start and resume of the training."""
+        said = {f"Evaluated with {_origin(m.row)}": None for m in self.measured}
+        said |= {
+            f"Trained from {row.get('time') or 'an unknown time'} on with {_origin(row)}": None for row in self.starts
+        }
         return list(said)
 
     def curve(self, key: str) -> list[tuple[float, float]]:
@@ -91,68 +95,6 @@ class Run:
             return []
         epoch = (self.log[-1]["epoch"] + 1) / max(self.log[-1]["step"], 1)
         return [(row["step"] * epoch, row[key]) for row in self.log if finite(row.get(key))]
-
-
-class Line(NamedTuple):
-    """A line of the headline table; accuracies may be missing."""
-
-    run: Run
-    n: int
-    natural: Measured | None
-    attacks: dict[str, Measured]
-    worst: Measured | None
-
-
-@dataclass
-class Section:
-    """One data set's evaluations, at the radius that most runs share; `runs` are all, evaluated on it or not."""
-
-    data: str
-    runs: list[Run]
-
-    @cached_property
-    def threat(self) -> tuple[str, Ratio] | None:
-        """(norm, eps) of most runs; among equals the one trained with, then 8/255."""
-        tried = Counter(
-            t for run in self.runs for t in {(m.norm, m.eps) for m in self.of(run) if m.attack != "natural"}
-        )
-        trained = Counter(str(run.options.get("eps")) for run in self.runs)
-        return max(tried, key=lambda t: (tried[t], trained[str(t[1])], t[1] == 8 / 255, -t[1]), default=None)
-
-    @cached_property
-    def attacks(self) -> list[str]:
-        return list(dict.fromkeys(name for line in self.lines for name in line.attacks))
-
-    @cached_property
-    def lines(self) -> list[Line]:
-        """The most robust first."""
-        lines = [self._line(run, n) for run in self.runs for n in sorted({m.n for m in self.of(run)}, reverse=True)]
-        return sorted(lines, key=lambda line: -line.worst.accuracy if line.worst else 1.0)
-
-    def of(self, run: Run) -> list[Measured]:
-        return [m for m in run.measured if m.data == self.data]
-
-    def line(self, run: Run) -> Line | None:
-        """A run's line with the most images."""
-        return max((line for line in self.lines if line.run is run), key=lambda line: line.n, default=None)
-
-    def robust(self, run: Run, attack: str) -> list[tuple[float, float]]:
-        """(eps, accuracy) under one attack in the section's norm, from the natural accuracy at 0 on."""
-        line, norm = self.line(run), self.threat[0] if self.threat else ""
-        if line is None:
-            return []
-        found = {float(m.eps): m.accuracy for m in self.of(run) if (m.attack, m.norm, m.n) == (attack, norm, line.n)}
-        start = {0.0: line.natural.accuracy} if line.natural and found else {}
-        return sorted((start | found).items())
-
-    def _line(self, run: Run, n: int) -> Line:
-        same = [m for m in self.of(run) if m.n == n]
-        here = [m for m in same if (m.norm, m.eps) == self.threat]
-        names = dict.fromkeys(m.attack for m in here if m.attack not in ("natural", "worst"))
-        # Each accuracy is an upper bound, so the lowest of several is the one to believe.
-        attacks = {name: min((m for m in here if m.attack == name), key=lambda m: m.accuracy) for name in names}
-        natural = next((m for m in same if m.attack == "natural"), None)
-        return Line(run, n, natural, attacks, min(here, key=lambda m: m.accuracy, default=None))
 
 
 def collect(roots: Sequence[str]) -> list[Run]:
@@ -164,17 +106,49 @@ def collect(roots: Sequence[str]) -> list[Run]:
             runs[path.resolve()] = read(path, path.name if path == base else os.path.relpath(path, base))
     if not runs:
         raise InputError("no runs in", " ".join(roots), "a run is a folder with config.yaml; gacd train makes one")
+    names = [run.name for run in runs.values()]
+    for run in runs.values():
+        if names.count(run.name) > 1:
+            run.name = str(run.path)
     return list(runs.values())
 
 
-def sections(runs: list[Run]) -> list[Section]:
-    """One per data set that anything was evaluated on."""
-    return [Section(name, runs) for name in sorted({m.data for run in runs for m in run.measured})]
+class Figure(NamedTuple):
+    """A picture that `gacd analyze` left: its file's stem, what it shows, the file as a data URI, width and height."""
+
+    name: str
+    caption: str
+    uri: str
+    width: int
+    height: int
 
 
-def percent(accuracy: float, n: int) -> str:
-    """With as many decimals as n images can tell."""
-    return f"{100 * accuracy:.{2 if n >= 5000 else 1}f}"
+def drawn(roots: Sequence[str]) -> tuple[list[Figure], list[str]]:
+    """The PNG files beside every analysis.json beneath some folders, and a line for each that is left out."""
+    figures, left_out = [], []
+    for folder in dict.fromkeys(file.parent.resolve() for root in roots for file in sorted(Path(root).rglob(ANALYSIS))):
+        captions = _captions(folder / ANALYSIS)
+        for path in sorted(folder.glob("*.png")):
+            try:
+                with open(path, "rb") as file:
+                    content = file.read(PNG_LIMIT + 1)
+            except OSError as error:
+                left_out.append(f"{path}: {error.strerror}")
+                continue
+            if content.startswith(PNG) and len(PNG) + 8 <= len(content) <= PNG_LIMIT:
+                size, uri = struct.unpack_from(">II", content, len(PNG)), base64.b64encode(content).decode()
+                figures.append(Figure(path.stem, captions.get(path.name, ""), f"data:image/png;base64,{uri}", *size))
+            else:
+                left_out.append(f"{path}: not a PNG file of at most {PNG_LIMIT >> 20} MiB")
+    return figures, left_out
+
+
+def _captions(path: Path) -> dict[str, str]:
+    try:
+        captions = json.loads(path.read_text(encoding="utf-8"))["figures"]
+        return {name: str(caption) for name, caption in captions.items()}
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return {}
 
 
 def read(path: Path, name: str) -> Run:
@@ -187,6 +161,8 @@ def read(path: Path, name: str) -> Run:
         run.warning = "no readable config.yaml"
     run.model = str(run.options.get("model") or "")
     run.log = list(_log(path / "metrics.jsonl"))
+    starts = story(path).get("starts")
+    run.starts = [row for row in starts if isinstance(row, dict)] if isinstance(starts, list) else []
     try:
         measured = _evaluations(run)
         weights, sha256 = _weights(path) or [measured[-1].row.get(key) for key in ("weights", "sha256")]
@@ -241,6 +217,12 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, dict) and all(isinstance(row.get(key), int) and row[key] >= 0 for key in ("step", "epoch")):
             yield row
+
+
+def _origin(row: dict[str, Any]) -> str:
+    versions = row.get("versions")
+    pairs = [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else []
+    return ", ".join([f"commit {row.get('commit') or 'unknown'}", str(row.get("device") or "unknown device"), *pairs])
 
 
 def finite(value: Any) -> bool:

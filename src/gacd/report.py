@@ -2,40 +2,84 @@
 
 import base64
 import hashlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
 from markupsafe import Markup
 
-from gacd import checkpoint, figures
+from gacd import checkpoint, claim, figures, records, tables
 from gacd import data as datasets
 from gacd.attacks import evaluating, pgd
 from gacd.cli import Ratio
-from gacd.errors import GacdError
-from gacd.records import Line, Run, Section, collect, percent, sections
+from gacd.errors import GacdError, UsageError
+from gacd.groups import Group, grouped, mean_line, mean_point, over_seeds
+from gacd.records import Measured, Run, collect, finite
+from gacd.sections import Line, Section, family_of, percent, sections
+from gacd.tables import MISSING, Cell, Column, Table
+
+NOTE = (
+    "Per cent of the first n test images. Worst counts an image only if it withstood every attack that was tried on it "
+    "together; it is an upper bound on robustness, and its interval is Clopper and Pearson’s, of 95 %."
+)
+FORMATS = ("html", "md", "csv", "tex", "claim")
+# In names, which figures have too; bidirectional marks would turn the line around.
+UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-def report(runs: list[str], *, out: str | None = None, images: int = 6) -> None:
+def report(
+    runs: list[str],
+    *,
+    out: str | None = None,
+    formats: list[str] = ["html"],  # noqa: B006  read by the command line, never changed
+    images: int = 6,
+) -> None:
     """Gathers every run beneath some folders in one HTML page: tables, figures, commands and versions.
 
     Args:
-        runs: folders that hold run directories, at any depth.
+        runs: folders that hold run directories, at any depth, and those of gacd analyze.
         out: the page; report.html in the first folder if absent.
+        formats: html is the page; md, csv and tex have its tables and stand beside it, as does claim, which is
+            RobustBench's form for a new model.
         images: adversarial images shown for the most and the least robust run of each data set; 0: none.
     """
+    if unknown := [form for form in formats if form not in FORMATS]:
+        raise UsageError("unknown format", ", ".join(unknown), f"--formats takes any of {', '.join(FORMATS)}")
     place = Path(out) if out else Path(runs[0]) / "report.html"
+    if place.is_dir():
+        raise UsageError("--out is a folder", place, f"name the page, such as {place / 'report.html'}")
     found = collect(runs)
-    for run in found:
-        if run.warning:
-            print(f"gacd: warning: {run.name}: {run.warning}", file=sys.stderr)
-    write(place, found, images=images)
-    print(f"{len(found)} runs in {place}")
+    drawn, left_out = records.drawn(runs) if "html" in formats else ([], [])
+    warnings = [f"{run.name}: {run.warning}" for run in found if run.warning]
+    for warning in [*warnings, *left_out]:
+        print(f"gacd: warning: {tables.clean(warning)}", file=sys.stderr)
+    made = {form: place.with_suffix(f".{form}") for form in dict.fromkeys(formats)}
+    if "claim" in made:
+        made["claim"] = place.with_name(f"{place.stem}-claim.md")
+    if "html" in made and place not in made.values():
+        made["html"] = place
+    for form, path in made.items():
+        if form == "html":
+            write(path, found, images=images, drawn=drawn)
+        else:
+            checkpoint.replace(path, _text(found, form).encode("utf-8", "replace"))
+        print(f"{len(found)} runs in {path}")
 
 
-def write(place: Path, runs: list[Run], *, images: int = 6, title: str = "Runs", remarks: Sequence[str] = ()) -> None:
+def write(
+    place: Path,
+    runs: list[Run],
+    *,
+    images: int = 6,
+    title: str = "Runs",
+    remarks: Sequence[str] = (),
+    beside: Sequence[Table] = (),
+    drawn: Sequence[records.Figure] = (),
+) -> None:
     """Writes the page.
 
     Args:
@@ -44,35 +88,85 @@ def write(place: Path, runs: list[Run], *, images: int = 6, title: str = "Runs",
         images: adversarial images per run shown.
         title: the heading.
         remarks: paragraphs below it.
+        beside: tables before all others, such as those that have the paper's numbers.
+        drawn: figures from elsewhere, from `records.drawn`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gacd"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= dict(percent=percent, sha256=_sha256)
+    environment.filters |= dict(sha256=_sha256)
+    groups = grouped(runs)
+    shown = [(section, _drawn(section, groups, images, f"s{i}")) for i, section in enumerate(sections(runs))]
     page = environment.get_template("report.html.j2").render(
         title=title,
         remarks=remarks,
-        runs=runs,
-        sections=[(section, _drawn(section, images, f"s{i}")) for i, section in enumerate(sections(runs))],
-        training=_training(runs),
+        beside=beside,
+        sections=[(accuracies(section), over_seeds(section, groups), made) for section, made in shown],
+        training=_training(groups),
+        repeated=any(len(group.runs) > 1 for group in groups),
+        drawn=drawn,
+        runs=[(run, evaluations(run)) for run in runs],
     )
-    checkpoint.replace(place, page.encode("utf-8", "replace"))
+    checkpoint.replace(place, UNSEEN.sub("\N{REPLACEMENT CHARACTER}", page).encode("utf-8", "replace"))
 
 
-def _drawn(section: Section, images: int, name: str) -> dict[str, Markup | str]:
+def accuracies(section: Section) -> Table:
+    """The headline table: a row per run and number of test images, the most robust first."""
+    columns = [Column("run"), Column("method"), Column("model"), Column("parameters", True), Column("natural", True)]
+    columns += [Column(name, True) for name in (*section.attacks, "worst")]
+    worst = len(columns) - 1
+    columns += [Column("95 % interval", True, ("low", "high")), Column("n", True)]
+    rows = []
+    for line in section.lines:
+        run = line.run
+        sources = {"from": run.options.get("init"), "by": run.options.get("teacher")}
+        note = " ".join(f"{word} {_last(source)}" for word, source in sources.items() if source)
+        method = Cell(str(run.options.get("method") or MISSING), note=note)
+        size = Cell(f"{run.parameters:,}", (float(run.parameters),)) if run.parameters else Cell(MISSING)
+        shares = [_share(m) for m in (line.natural, *map(line.attacks.get, section.attacks), line.worst)]
+        rows.append([Cell(run.name), method, Cell(run.model), size, *shares, _interval(line.worst), _plain(line.n)])
+    differ = len({line.n for line in section.lines}) > 1
+    note = NOTE + (" The runs differ in n: their rows are not directly comparable." if differ else "")
+    return Table(section.title, columns, tables.best(rows, columns=(4, worst)), note)
+
+
+def evaluations(run: Run) -> Table:
+    """Every evaluation of a run's weights, as results.json has it."""
+    columns = [Column("data"), Column("attack"), Column("norm"), Column("eps", True), Column("step", True)]
+    columns += [Column("accuracy", True), Column("95 % interval", True, ("low", "high")), Column("n", True)]
+    columns += [Column("seed", True), Column("seconds", True), Column("weights")]
+    rows = []
+    for m in run.measured:
+        row, weights = m.row, f"{m.row.get('weights') or ''} {str(m.row.get('sha256') or '')[:8]}"
+        threat = [Cell(m.data), Cell(m.attack), Cell(m.norm), _plain(row.get("eps")), _plain(row.get("step_size"))]
+        numbers = [_share(m), _interval(m), _plain(m.n), _plain(row.get("seed")), _plain(row.get("seconds"))]
+        rows.append([*threat, *numbers, Cell(weights)])
+    return Table(run.name, columns, rows)
+
+
+def _drawn(section: Section, groups: Sequence[Group], images: int, name: str) -> dict[str, Markup | str]:
     """The figures that there is something for, and why there are no pictures."""
     if section.threat is None:
         return {}
     norm, eps = section.threat
-    points = {run.name: _point(section.line(run)) for run in section.runs}
+    points = {group.name: mean_point([_point(section.line(run)) for run in group.runs]) for group in groups}
     attack = "pgd20" if "pgd20" in section.attacks else [*section.attacks, "worst"][0]
-    lines = {run.name: section.robust(run, attack) for run in section.runs}
+    lines = {group.name: mean_line([section.robust(run, attack) for run in group.runs]) for group in groups}
     drawn: dict[str, Markup | str] = dict(attack=attack)
     if any(points.values()):
         drawn["scatter"] = _svg(figures.scatter(points, f"{norm} {eps}"), f"{name}a", "robust by natural accuracy")
     if any(len(line) > 2 for line in lines.values()):
         figure = figures.curves(lines, f"eps, {norm}", f"accuracy, {attack}")
         drawn["curve"] = _svg(figure, f"{name}b", "accuracy by eps")
+    families = dict.fromkeys(family_of(name)[0] for name in section.attacks)
+    stepped = {
+        name: {group.name: mean_line([section.by_steps(run, name) for run in group.runs]) for group in groups}
+        for name in families
+    }
+    family = max(families, key=lambda name: max(map(len, stepped[name].values())), default="")
+    if family and max(map(len, stepped[family].values())) > 1:
+        figure = figures.curves(stepped[family], f"steps of {family}", f"accuracy, {norm} {eps}", log=True)
+        drawn |= dict(family=family, steps=_svg(figure, f"{name}d", "accuracy by steps"))
     if images:
         try:
             drawn["pictures"] = _svg(pictures(section, images), f"{name}c", "adversarial images")
@@ -101,10 +195,10 @@ def pictures(section: Section, n: int) -> figures.Figure:
     return figures.pictures(x.numpy(), attacked)
 
 
-def _training(runs: list[Run]) -> list[Markup]:
+def _training(groups: Sequence[Group]) -> list[Markup]:
     drawn = []
     for key, label in dict(val_natural="held-out natural accuracy", val_robust="held-out PGD", loss="loss").items():
-        lines = {run.name: run.curve(key) for run in runs}
+        lines = {group.name: mean_line([run.curve(key) for run in group.runs]) for group in groups}
         if any(lines.values()):
             drawn.append(_svg(figures.curves(lines, "epoch", label, share=key != "loss"), key, label))
     return drawn
@@ -114,6 +208,41 @@ def _point(line: Line | None) -> figures.Point | None:
     if line is None or line.natural is None or line.worst is None:
         return None
     return figures.Point(line.natural.accuracy, line.worst.accuracy, *line.worst.interval)
+
+
+def _text(runs: list[Run], form: str) -> str:
+    """The page's tables in another form, or RobustBench's."""
+    found = sections(runs)
+    if form == "claim":
+        return claim.claims(found)
+    groups = grouped(runs)
+    made = [table for section in found for table in (accuracies(section), over_seeds(section, groups)) if table]
+    if form == "csv":
+        return tables.csv(*made)
+    if form == "md":
+        return "\n".join(map(tables.markdown, made))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, made))
+
+
+def _share(m: Measured | None) -> Cell:
+    return Cell(percent(m.accuracy, m.n), (100 * m.accuracy,)) if m else Cell(MISSING)
+
+
+def _interval(m: Measured | None) -> Cell:
+    if m is None:
+        return Cell(MISSING)
+    low, high = m.interval
+    return Cell(f"{percent(low, m.n)} – {percent(high, m.n)}", (100 * low, 100 * high))
+
+
+def _plain(value: Any) -> Cell:
+    return Cell("" if value is None else str(value), (float(value),) if finite(value) else ())
+
+
+def _last(source: object) -> str:
+    """The last name of a path, if it is not long."""
+    name = str(source).rstrip("/").split("/")[-1]
+    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def _svg(figure: figures.Figure, name: str, title: str) -> Markup:

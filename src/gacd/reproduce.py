@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import statistics
@@ -10,13 +11,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
-from gacd import checkpoint, records, tables
-from gacd.errors import GacdError, Stopped, UsageError
+from gacd import checkpoint, figures, records, report, tables
+from gacd.errors import GacdError, InputError, Stopped, UsageError
+from gacd.groups import mean_point
 from gacd.recipe import Row, Task, expand, missing, script
+from gacd.records import Measured
 
 PAPER = Path(__file__).parent / "paper.json"
 
@@ -54,12 +58,26 @@ def reproduce(
     say = Console(highlight=False)
     say.print(f"{len(commands)} commands, {len(commands) - len(steps)} of them done or not needed", markup=False)
     run(steps, folder / "logs", jobs or max(1, torch.cuda.device_count()), say)
-    for table in beside(rows):
+    show(rows, folder, say)
+
+
+def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
+    """Prints the rows' tables, and writes them beside pictures of them and a page of their runs."""
+    for name in dict.fromkeys(row.table for row in rows):
+        if not re.fullmatch(r"[\w-]+", name):
+            raise InputError("a table's name may hold letters, digits, - and _", repr(name))
+        lines = [line_of(row) for row in rows if row.table == name]
+        table, place = beside(name, lines), folder / name
         say.print(tables.terminal(table))
-        place = folder / table.title.split(":")[0].lower().replace(" ", "")
         for suffix, text in dict(md=tables.markdown(table), csv=tables.csv(table), tex=tables.latex(table)).items():
             checkpoint.replace(place.with_suffix(f".{suffix}"), text.encode())
-        say.print(f"written to {place}.md, .csv and .tex", markup=False)
+        for part, figure in drawn(lines).items():
+            figures.png(figure, Path(f"{place}{part}.png"))
+            checkpoint.replace(Path(f"{place}{part}.svg"), figures.svg(figure, name, table.title).encode())
+        named = [(row.cell + (f" {path.name}" if row.runs[1:] else ""), path) for row in rows for path in row.runs]
+        runs = [records.read(path, label) for label, path in named if path.is_dir()]
+        report.write(place.with_suffix(".html"), runs, title=table.title, beside=[table], images=0)
+        say.print(f"written to {place}.html, .md, .csv, .tex, .png and .svg", markup=False)
 
 
 def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> None:
@@ -139,37 +157,72 @@ class Process:
         self.child.wait()
 
 
-def beside(rows: Sequence[Row]) -> list[tables.Table]:
-    """Our accuracies beside the paper's, a table for each that the rows name, in per cent; missing cells stay empty."""
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))
-    made = []
-    for name in dict.fromkeys(row.table for row in rows):
-        about = paper.get(name, dict(title=name, attack="pgd20", cells={}))
-        lines = [(row.cell, [_measured(path) for path in row.runs], about["cells"].get(row.cell)) for row in rows]
-        lines = [line for line, row in zip(lines, rows, strict=True) if row.table == name]
-        attacks = [a for a in dict.fromkeys(a for _, ms, _ in lines for m in ms for a in m) if a != "natural"]
-        columns = [tables.Column(""), *(tables.Column(a, True, ("mean", "sd")) for a in ("natural", *attacks))]
-        columns += [tables.Column("seeds", True)]
-        columns += [tables.Column(f"paper: {a}", True) for a in ("natural", about["attack"])] if about["cells"] else []
-        body = []
-        for cell, measured, theirs in lines:
-            found = [m for m in measured if m]
-            cells = [_mean([m[a] for m in found if a in m]) for a in ("natural", *attacks)]
-            cells.append(tables.Cell(str(len(found)) if found else tables.MISSING, (float(len(found)),)))
-            cells += [tables.number(value) for value in (theirs or (None, None))] if about["cells"] else []
-            body.append([tables.Cell(cell.replace("/", " / ")), *cells])
-        made.append(tables.Table(about["title"], columns, body, about.get("note", "")))
-    return made
+class Line(NamedTuple):
+    """A row with what was measured of each of its runs: attack -> accuracy, and the paper's natural and robust one."""
+
+    cell: str
+    measured: list[dict[str, Measured]]
+    theirs: list[float]
+
+    def shares(self, attack: str) -> list[float]:
+        return [m[attack].accuracy for m in self.measured if attack in m]
 
 
-def _measured(path: Path) -> dict[str, float]:
-    """Natural accuracy and those under attacks, in per cent, of a run that was evaluated."""
-    found = records.read(path, path.name).measured if path.is_dir() else []
-    return {m.attack: 100 * m.accuracy for m in found}
+def line_of(row: Row) -> Line:
+    found = [records.read(path, path.name).measured for path in row.runs if path.is_dir()]
+    cells = _paper(row.table)["cells"]
+    return Line(row.cell, [{m.attack: m for m in measured} for measured in found if measured], cells.get(row.cell, []))
 
 
-def _mean(values: Sequence[float]) -> tables.Cell:
-    if not values:
+def beside(name: str, lines: Sequence[Line]) -> tables.Table:
+    """Our accuracies, means over seeds, beside the paper's, in per cent; what was not measured stays empty."""
+    about = _paper(name)
+    attacks = list(dict.fromkeys(a for line in lines for measured in line.measured for a in measured)) or ["natural"]
+    columns = [tables.Column(""), *(tables.Column(attack, True, ("mean", "sd")) for attack in attacks)]
+    columns += [tables.Column("seeds", True)]
+    columns += [tables.Column(f"paper: {a}", True) for a in ("natural", about["attack"])] if about["cells"] else []
+    body = []
+    for line in lines:
+        cells = [_mean(line.shares(attack)) for attack in attacks]
+        seeds = len(line.measured)
+        cells.append(tables.Cell(str(seeds), (seeds,)) if seeds else tables.Cell(tables.MISSING))
+        cells += [tables.number(value) for value in (line.theirs or (None, None))] if about["cells"] else []
+        body.append([tables.Cell(line.cell.replace("/", " / ")), *cells])
+    return tables.Table(about["title"], columns, body, about.get("note", ""))
+
+
+def drawn(lines: Sequence[Line]) -> dict[str, figures.Figure]:
+    """Cells such as k/16 as curves over k, named "-k"; other cells as robust against natural accuracy, named ""."""
+    shown = [line for line in lines if line.shares("natural") and line.shares("worst")]
+    matches = [re.fullmatch(r"(\w+)/([\d.]+)", line.cell) for line in shown]
+    if not all(matches):
+        points = {line.cell: mean_point([_point(measured) for measured in line.measured]) for line in shown}
+        return {"": figures.scatter(points, "worst case")} if points else {}
+    swept: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for line, match in zip(shown, matches, strict=True):
+        for attack in line.measured[0]:
+            curve = swept.setdefault(match[1], {}).setdefault(attack, [])  # type: ignore[index]
+            curve.append((float(match[2]), statistics.fmean(line.shares(attack))))  # type: ignore[index]
+    return {
+        f"-{name}": figures.curves({a: sorted(c) for a, c in curves.items()}, name, "accuracy", log=True)
+        for name, curves in swept.items()
+    }
+
+
+def _point(measured: dict[str, Measured]) -> figures.Point | None:
+    if "natural" not in measured or "worst" not in measured:
+        return None
+    worst = measured["worst"]
+    return figures.Point(measured["natural"].accuracy, worst.accuracy, *worst.interval)
+
+
+def _paper(table: str) -> dict[str, Any]:
+    known = json.loads(PAPER.read_text(encoding="utf-8"))
+    return known.get(table, dict(title=table, attack="pgd20", cells={}))
+
+
+def _mean(shares: Sequence[float]) -> tables.Cell:
+    if not shares:
         return tables.number(None)
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return tables.number(statistics.fmean(values), spread=spread)
+    spread = 100 * statistics.stdev(shares) if len(shares) > 1 else None
+    return tables.number(100 * statistics.fmean(shares), spread=spread)

@@ -3,6 +3,7 @@
 import csv as csv_
 import io
 import re
+import textwrap
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
@@ -152,12 +153,14 @@ def csv(*tables: Table) -> str:
 
 
 def terminal(table: Table) -> Terminal:
-    """The table for a terminal of 80 columns: numbers stay whole, words are folded."""
+    """The table for a terminal of 80 columns: numbers stay whole, words and the heads above numbers are folded."""
     shown = Terminal(title=Text(clean(table.title)), caption=Text(clean(table.note)) if table.note else None)
-    shown.box, shown.padding = SIMPLE, (0, 0)
-    for column in table.columns:
+    shown.box, shown.padding, shown.show_edge = SIMPLE, (0, 0), False
+    for i, column in enumerate(table.columns):
         justify: Literal["left", "right"] = "right" if column.number else "left"
-        shown.add_column(Text(clean(column.name)), justify=justify, no_wrap=column.number, overflow="fold")
+        width = max([len(clean(row[i].whole)) for row in table.rows if column.number], default=80)
+        head = textwrap.wrap(clean(column.name), max(width, 1), break_long_words=False)
+        shown.add_column(Text("\n".join(head)), justify=justify, no_wrap=column.number, overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(clean(cell.whole), style="bold" if cell.best else "") for cell in row))
     return shown

@@ -42,5 +42,5 @@ seeded claim "RSLAD" rslad
 seeded claim "AdaAD" adaad
 seeded claim "IGDM" igdm
 seeded claim "GACD" gacd
-seeded claim "GACD, head trained adversarially" gacd-head
+seeded claim "GACD, adversarial head" gacd-head
 seeded claim "GACD+AFT" gacd-aft

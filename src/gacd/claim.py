@@ -1,0 +1,102 @@
+"""What RobustBench asks of whoever claims a place in its leaderboards, filled in as far as a run's files say it."""
+
+from collections.abc import Sequence
+
+from gacd.cli import Ratio
+from gacd.records import Measured, Run
+from gacd.sections import Line, Section, percent
+from gacd.tables import clean, markdown_text
+
+UNKNOWN = "unknown - fill in"
+OFFICIAL = "autoattack"
+BOARDS = {("cifar10", "Linf", Ratio("8/255")), ("cifar10", "L2", Ratio(0.5)), ("cifar100", "Linf", Ratio("8/255"))}
+ALL = 10_000  # test images of both
+HEAD = f"""# Claims for RobustBench
+
+RobustBench takes a new model as an issue of its repository. Below is what its form asks for, from each run's files.
+Where these do not say it, there stands "{UNKNOWN}".
+
+## The paper
+
+- **Paper Title**: {UNKNOWN}
+- **Paper URL**: {UNKNOWN}
+- **Paper authors**: {UNKNOWN}
+"""
+FOOT = f"""
+## The model zoo
+
+- **Add the models to the zoo**: {UNKNOWN}
+- **Architectures that RobustBench's code lacks**: {UNKNOWN}
+- **License, MIT or another**: {UNKNOWN}
+"""
+
+
+def claims(sections: Sequence[Section]) -> str:
+    """The form in Markdown, with a block for every run and data set that it was evaluated on."""
+    blocks = [_block(section, line) for section in sections for run in section.runs if (line := section.line(run))]
+    return HEAD + "".join(blocks) + FOOT
+
+
+def _block(section: Section, line: Line) -> str:
+    norm, eps = section.threat or (UNKNOWN, UNKNOWN)
+    run, official = line.run, line.attacks.get(OFFICIAL)
+    size = f" ({run.parameters:,} parameters)" if run.parameters else ""
+    fields = {
+        "Architecture": f"{run.model}{size}" if run.model else UNKNOWN,
+        "Dataset": section.data,
+        "Threat Model": norm,
+        "eps": str(eps),
+        "Clean accuracy": _share(line.natural) if line.natural else UNKNOWN,
+        "Robust accuracy": _share(official) if official else UNKNOWN,
+        "Additional data": _additional(run, section.data),
+        "Evaluation method": _method(line),
+        "Checkpoint and code": f"{UNKNOWN}: where they can be fetched. {_weights(run)}",
+    }
+    asked = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in fields.items())
+    caveats = "\n".join(f"- {markdown_text(text)}" for text in _caveats(section, line))
+    command = f"\nThe run's command:\n\n    {clean(run.command)}\n" if run.command else ""
+    title = f"## Model: {markdown_text(run.name)} on {markdown_text(section.data)}"
+    return f"\n{title}\n\n{asked}\n" + (f"\nBefore it is sent:\n\n{caveats}\n" if caveats else "") + command
+
+
+def _method(line: Line) -> str:
+    tried = ", ".join(name for name in line.attacks if name != OFFICIAL)
+    if OFFICIAL in line.attacks:
+        return "AutoAttack" + (f"; beside it {tried}" if tried else "")
+    return f"{tried or 'no attack'}; AutoAttack was not run"
+
+
+def _caveats(section: Section, line: Line) -> list[str]:
+    said = []
+    if OFFICIAL not in line.attacks:
+        bound = (
+            f" {_share(line.worst)} under the attacks that were run is an upper bound, no claim." if line.worst else ""
+        )
+        said.append(f"AutoAttack was not run, and RobustBench ranks by it.{bound}")
+    elif line.worst and line.worst.accuracy < line.attacks[OFFICIAL].accuracy:
+        said.append(f"Other attacks found more than AutoAttack: {_share(line.worst)} withstood all of them.")
+    if section.threat is None or (section.data, *section.threat) not in BOARDS:
+        boards = "CIFAR-10 (Linf 8/255, L2 0.5) and CIFAR-100 (Linf 8/255)"
+        said.append(f"Of the data sets and threats known here RobustBench ranks only {boards}; this is neither.")
+    elif line.n < ALL:
+        said.append(f"Only the first {line.n} of {ALL} test images were attacked; RobustBench counts all of them.")
+    return said
+
+
+def _additional(run: Run, data: str) -> str:
+    """Whether training saw other images than the data set's own."""
+    if run.options.get("data") != data:
+        return UNKNOWN
+    sources = [str(run.options[name]) for name in ("teacher", "init") if run.options.get(name)]
+    return f"{UNKNOWN}: false if {' and '.join(sources)} had none; the run itself had none" if sources else "false"
+
+
+def _weights(run: Run) -> str:
+    row = run.measured[-1].row
+    return (
+        f"The weights are {row.get('weights')}, SHA-256 {row.get('sha256')}; the code's commit is {row.get('commit')}."
+    )
+
+
+def _share(m: Measured) -> str:
+    return f"{percent(m.accuracy, m.n)} % of {m.n} images"

@@ -1,0 +1,149 @@
+"""Runs that differ only by their seed: which they are, and their accuracies' means and spreads."""
+
+import re
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gacd import figures, tables
+from gacd.commands import FREE
+from gacd.records import Measured, Run
+from gacd.sections import Line, Section, percent
+from gacd.tables import Cell, Column, Table
+
+NOTE = (
+    "Per cent: mean ± sample standard deviation over runs that differ only by their seed. The spread is that of "
+    "training: that the test images are a sample too is not in it. Worst stays empty where the runs were not attacked "
+    "alike."
+)
+SOURCES = ("teacher", "init", "cost_of")  # options that name another run, which may be that of the same seed
+
+
+@dataclass
+class Group:
+    """Runs that are repetitions of each other.
+
+    Attributes:
+        name: theirs, without the seed.
+        runs: by seed; no seed twice. A run that nothing says the seed of is alone.
+    """
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        return [_seed(run) for run in self.runs]
+
+
+class Mean(NamedTuple):
+    """Of shares of images: their mean, their sample standard deviation (None for one), and of how many runs."""
+
+    mean: float
+    spread: float | None
+    runs: int
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Every run in one group, in the order of their first runs."""
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_key(run, skip=SOURCES), []).append(run)
+    groups: dict[object, Group] = {}
+    for members in alike.values():
+        # One teacher for all seeds is the same source as it stands; a teacher for each is so without its seed.
+        shared = [name for name in SOURCES if len({str(run.options.get(name)) for run in members}) == 1]
+        for run in members:
+            key, seed = _key(run, skip=shared), _seed(run)
+            if seed is None or (key in groups and seed in groups[key].seeds):  # a copy adds nothing to a spread
+                groups[id(run)] = Group(run.name, [run])
+            else:
+                groups.setdefault(key, Group(_seedless(run.name, seed), [])).runs.append(run)
+    for group in groups.values():
+        group.runs.sort(key=lambda run: _seed(run) or 0)
+        if len(group.runs) == 1 or [other.name for other in groups.values()].count(group.name) > 1:
+            group.name = group.runs[0].name
+    place = {id(run): i for i, run in enumerate(runs)}
+    return sorted(groups.values(), key=lambda group: min(place[id(run)] for run in group.runs))
+
+
+def mean(measured: Iterable[Measured | None]) -> Mean | None:
+    """Of those that are there; None if none is."""
+    shares = [m.accuracy for m in measured if m]
+    spread = statistics.stdev(shares) if len(shares) > 1 else None
+    return Mean(statistics.fmean(shares), spread, len(shares)) if shares else None
+
+
+def mean_point(points: Sequence[figures.Point | None]) -> figures.Point | None:
+    """The mean of several runs' accuracies, from the lowest to the highest; a single one with its own interval."""
+    shown = [point for point in points if point]
+    if len(shown) < 2:
+        return shown[0] if shown else None
+    natural, robust, *_ = zip(*shown, strict=True)
+    return figures.Point(statistics.fmean(natural), statistics.fmean(robust), min(robust), max(robust))
+
+
+def mean_line(lines: Sequence[figures.Line]) -> figures.Line:
+    """The mean of several runs' curves (x, y), where all that have any point have one; else the longest of them."""
+    values = [dict(line) for line in lines if line]
+    shared = sorted(set.intersection(*map(set, values))) if values else []
+    return [(x, statistics.fmean(line[x] for line in values)) for x in shared] or max(lines, key=len)
+
+
+def over_seeds(section: Section, groups: Sequence[Group]) -> Table | None:
+    """A row per group and number of test images, the most robust first; None if nothing was repeated."""
+    lines: dict[tuple[int, int], list[Line]] = {}
+    place = {id(run): i for i, group in enumerate(groups) for run in group.runs}
+    for line in section.lines:
+        lines.setdefault((place[id(line.run)], line.n), []).append(line)
+    if all(len(same) < 2 for same in lines.values()):
+        return None
+    rows = [_row(section, groups[i].name, n, same) for (i, n), same in lines.items()]
+    rows.sort(key=lambda row: -row[-2].values[0] if row[-2].values else -100.0)
+    columns = [Column("run"), Column("method"), Column("model"), Column("seeds", True)]
+    columns += [Column(name, True, ("mean", "sd")) for name in ("natural", *section.attacks, "worst")]
+    rows = tables.best(rows, columns=(4, len(columns) - 1))
+    return Table(f"{section.title}, over seeds", [*columns, Column("n", True)], rows, NOTE)
+
+
+def _row(section: Section, name: str, n: int, lines: Sequence[Line]) -> list[Cell]:
+    found = [[line.natural for line in lines]]
+    found += [[line.attacks.get(name) for line in lines] for name in section.attacks]
+    alike = len({frozenset(line.attacks) for line in lines}) == 1
+    found += [[line.worst for line in lines] if alike else []]
+    run = lines[0].run
+    words = [Cell(name), Cell(str(run.options.get("method") or tables.MISSING)), Cell(run.model)]
+    count = Cell(str(len(lines)), (float(len(lines)),))
+    return [*words, count, *(_share(mean(column), n, len(lines)) for column in found), Cell(str(n), (float(n),))]
+
+
+def _share(found: Mean | None, n: int, wanted: int) -> Cell:
+    if found is None:
+        return Cell(tables.MISSING)
+    note = f"of {found.runs}" if found.runs < wanted else ""
+    if found.spread is None:
+        return Cell(percent(found.mean, n), (100 * found.mean,), note=note)
+    text = f"{percent(found.mean, n)} ± {percent(found.spread, n)}"
+    return Cell(text, (100 * found.mean, 100 * found.spread), note=note)
+
+
+def _key(run: Run, skip: Collection[str]) -> str:
+    """What repetitions have in common, as text."""
+    seed, skipped = _seed(run), {"seed", "out", *FREE, *skip}
+    kept = {str(name): value for name, value in run.options.items() if name not in skipped}
+    kept |= {name: _seedless(str(kept[name]), seed) for name in SOURCES if name in kept}
+    return repr((_seedless(run.name, seed), sorted(kept.items(), key=lambda item: item[0])))
+
+
+def _seed(run: Run) -> int | None:
+    seed = run.options.get("seed")
+    return seed if isinstance(seed, int) else None
+
+
+def _seedless(path: str, seed: int | None) -> str:
+    """A path without the seed that ends the names in it: "a" for "a-0" and "a_s0", "a/x" for "a-seed0/x"."""
+    if seed is None:
+        return path
+    found = re.sub(rf"(?:(?<=[^/])[-_.]|(?<![^/]))(?:seed[-_=]?|s)?{seed}(?=(?:\.[a-z]+)?(?:/|$))", "", path)
+    return re.sub("//+", "/", found).strip("/") or path

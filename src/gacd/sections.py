@@ -1,0 +1,102 @@
+"""How the evaluations of several runs compare: a section per data set, a line per run."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from gacd.cli import Ratio
+from gacd.records import Measured, Run
+
+
+class Line(NamedTuple):
+    """A line of the headline table; accuracies may be missing."""
+
+    run: Run
+    n: int
+    natural: Measured | None
+    attacks: dict[str, Measured]
+    worst: Measured | None
+
+
+@dataclass
+class Section:
+    """One data set's evaluations, at the radius that most runs share; `runs` are all, evaluated on it or not."""
+
+    data: str
+    runs: list[Run]
+
+    @cached_property
+    def threat(self) -> tuple[str, Ratio] | None:
+        """(norm, eps) of most runs; among equals the one trained with, then 8/255."""
+        tried = Counter(
+            t for run in self.runs for t in {(m.norm, m.eps) for m in self.of(run) if m.attack != "natural"}
+        )
+        trained = Counter(str(run.options.get("eps")) for run in self.runs)
+        return max(tried, key=lambda t: (tried[t], trained[str(t[1])], t[1] == 8 / 255, -t[1]), default=None)
+
+    @cached_property
+    def attacks(self) -> list[str]:
+        return list(dict.fromkeys(name for line in self.lines for name in line.attacks))
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The most robust first."""
+        lines = [self._line(run, n) for run in self.runs for n in sorted({m.n for m in self.of(run)}, reverse=True)]
+        return sorted(lines, key=lambda line: -line.worst.accuracy if line.worst else 1.0)
+
+    @property
+    def title(self) -> str:
+        within = ", attacked within {} {}".format(*self.threat) if self.threat else ""
+        return f"Accuracy on {self.data}{within}"
+
+    def of(self, run: Run) -> list[Measured]:
+        return [m for m in run.measured if m.data == self.data]
+
+    def line(self, run: Run) -> Line | None:
+        """A run's line with the most images."""
+        return max((line for line in self.lines if line.run is run), key=lambda line: line.n, default=None)
+
+    def robust(self, run: Run, attack: str) -> list[tuple[float, float]]:
+        """(eps, accuracy) under one attack in the section's norm, from the natural accuracy at 0 on."""
+        line, norm = self.line(run), self.threat[0] if self.threat else ""
+        if line is None:
+            return []
+        found = {float(m.eps): m.accuracy for m in self.of(run) if (m.attack, m.norm, m.n) == (attack, norm, line.n)}
+        start = {0.0: line.natural.accuracy} if line.natural and found else {}
+        return sorted((start | found).items())
+
+    def by_steps(self, run: Run, family: str) -> list[tuple[float, float]]:
+        """(steps, accuracy) under the attacks of a family, such as "pgd", that take a number of steps."""
+        line, found = self.line(run), dict[float, float]()
+        for m in self.of(run) if line else ():
+            name, steps = family_of(m.attack)
+            if line and (name, m.norm, m.eps, m.n) == (family, *(self.threat or ("", 0)), line.n) and steps:
+                found[steps] = min(m.accuracy, found.get(steps, 1.0))
+        return sorted(found.items())
+
+    def _line(self, run: Run, n: int) -> Line:
+        same = [m for m in self.of(run) if m.n == n]
+        here = [m for m in same if (m.norm, m.eps) == self.threat]
+        names = dict.fromkeys(m.attack for m in here if m.attack not in ("natural", "worst"))
+        # Each accuracy is an upper bound, so the lowest of several is the one to believe.
+        attacks = {name: min((m for m in here if m.attack == name), key=lambda m: m.accuracy) for name in names}
+        natural = next((m for m in same if m.attack == "natural"), None)
+        return Line(run, n, natural, attacks, min(here, key=lambda m: m.accuracy, default=None))
+
+
+def sections(runs: list[Run]) -> list[Section]:
+    """One per data set that anything was evaluated on."""
+    return [Section(name, runs) for name in sorted({m.data for run in runs for m in run.measured})]
+
+
+def percent(accuracy: float, n: int) -> str:
+    """With as many decimals as n images can tell."""
+    return f"{100 * accuracy:.{2 if n >= 5000 else 1}f}"
+
+
+def family_of(attack: str) -> tuple[str, int]:
+    """ "pgd20" -> ("pgd", 20); 0 steps where the name has no number."""
+    match = re.fullmatch(r"(.*?)(\d{0,9})", attack, re.DOTALL)
+    return (match[1], int(match[2] or 0)) if match else (attack, 0)
