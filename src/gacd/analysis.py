@@ -157,6 +157,7 @@ def analyze(
         **results.provenance(fabric.device),
     )
     result["versions"]["scikit-learn"] = version("scikit-learn")
+    result["figures"] = summary.captions(result)
     place = Path(out)
     checkpoint.replace(place / "analysis.json", (json.dumps(result, allow_nan=False) + "\n").encode())
     summary.write(place, result, groups, say)

@@ -111,18 +111,24 @@ def draw(result: dict[str, Any], groups: Mapping[str, Groups]) -> dict[str, tupl
     return drawn
 
 
+def captions(result: dict[str, Any]) -> dict[str, str]:
+    """File -> what its picture shows, as `gacd report` reads it from analysis.json."""
+    rows = "Correlations of logits, a row a student: its teacher, itself, the difference (student - teacher); on "
+    crafted = f"PGD's images ({_threat(result)}) crafted on the row's student; the teacher sees the same images."
+    clusters = "t-SNE of penultimate features; the numbers are of the features themselves, not of the picture."
+    return {
+        "correlations-natural.png": rows + "natural images.",
+        "correlations-adversarial.png": rows + crafted,
+        "clusters.png": clusters,
+    }
+
+
 def page(result: dict[str, Any], made: list[Table], drawn: dict[str, str]) -> str:
     """GitHub's Markdown."""
-    captions = {
-        "correlations-natural": "One row a student: its teacher, itself, the difference (student - teacher).",
-        "correlations-adversarial": f"As above, on PGD's images ({_threat(result)}) crafted on the row's student; "
-        "the teacher sees the same images.",
-        "clusters": "t-SNE of penultimate features; the numbers are of the features themselves, not of the picture.",
-    }
     parts = ["# Students beside their teacher\n", *map(markdown, made)]
     for name, title in drawn.items():
-        shown = markdown_text(title)
-        parts.append(f"### {shown}\n\n![{shown}]({name}.png)\n\n{markdown_text(captions[name])}\n")
+        shown, caption = markdown_text(title), markdown_text(result["figures"][f"{name}.png"])
+        parts.append(f"### {shown}\n\n![{shown}]({name}.png)\n\n{caption}\n")
     return "\n".join(parts)
 
 
