@@ -1,4 +1,4 @@
-"""Puts the tables of results/small into docs/results.md, between the comments that name them.
+"""Puts the tables of results/small into README.md and docs/results.md, between the comments that name them.
 
 python benchmarks/page.py
 """
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE, TABLES = ROOT / "docs" / "results.md", ROOT / "results" / "small"
+PAGES, TABLES = (ROOT / "README.md", ROOT / "docs" / "results.md"), ROOT / "results" / "small"
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -22,4 +22,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
