@@ -15,6 +15,8 @@ from gacd import cli, reproduce
 from gacd.cli import main
 from gacd.errors import InputError
 from gacd.recipe import RECIPES, expand, missing
+from gacd.records import Measured
+from gacd.reproduce import Line, beside, drawn
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.sh") if path.stem not in ("common", "demo"))
 PRESETS = sorted((RECIPES / "presets").glob("*.sh"))
@@ -201,3 +203,27 @@ def test_a_signal_saves_what_runs(tmp_path):
     assert process.returncode == 143
     assert (tmp_path / "a/checkpoints/last.pt").exists()
     assert "stopped, saved: a" in (tmp_path / "o/logs/000.log").read_text()
+
+
+def measured(cell, **shares):
+    run = {a: Measured("cifar10", 1000, a, "Linf", 8 / 255, share, {}) for a, share in shares.items()}
+    return Line(cell, [run], [])
+
+
+def test_numbers_in_cells_are_drawn_as_curves_and_others_as_points():
+    swept = [measured(cell, natural=0.6, pgd20=0.3, worst=0.25) for cell in ("k/256", "k/16", "T/0.1", "T/0.2")]
+    assert list(drawn("figure2", swept)) == ["-k", "-T"]
+    axes = drawn("figure2", swept)["-k"].axes[0]
+    assert axes.get_xscale() == "log"
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[16, 256]] * 3
+    points = drawn("table4", [measured("cifar100/KD", natural=0.3, pgd7=0.1), measured("cifar100/ARD")])
+    assert points[""].axes[0].get_ylabel() == "robust accuracy, pgd7"
+    assert drawn("table4", [measured("cifar100/KD")]) == {}
+
+
+def test_means_and_spreads_stand_beside_the_paper_s():
+    line = measured("ARD", natural=0.5, worst=0.2)._replace(theirs=[79.49, 51.21])
+    line.measured.append({**line.measured[0], "natural": measured("", natural=0.6).measured[0]["natural"]})
+    table = beside("claim", [line, measured("KD")])
+    assert [cell.text for cell in table.rows[0]] == ["ARD", "55.00 ± 7.07", "20.00 ± 0.00", "2", "79.49", "51.21"]
+    assert [cell.text for cell in table.rows[1]] == ["KD", "–", "–", "–", "–", "–"]

@@ -1,6 +1,7 @@
 """The published numbers: every table of docs/results.md is what the committed results.json give, to the digit."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,18 @@ def test_the_pages_show_the_tables():
     for path in page.PAGES:
         assert page.filled(path.read_text()) == path.read_text(), path.name
     assert {place[2] for place in page.PLACE.finditer(page.PAGES[1].read_text())} == set(recipes())
+
+
+def test_the_table_of_figure_5_is_what_its_analysis_says():
+    found = json.loads((ROOT / "results/small/figure5/analysis.json").read_text())
+    shown = (ROOT / "docs/results.md").read_text()
+    names = {"standard": "standard-0", "ARD": "ard-0", "GACD": "gacd-0", "GACD+AFT": "gacd-aft-0"}
+    for title, name in names.items():
+        student, ratio = found["students"][name], found["clusters"]["networks"][name]["ratio"]
+        natural, adversarial, nats = student["natural"], student["adversarial"], student["information"]
+        differences = f"{natural['correlation']['difference']:.3f} / {adversarial['correlation']['difference']:.3f}"
+        alike = f"{natural['cka']:.2f} / {adversarial['cka']:.2f}"
+        assert (
+            f"| {title} | {ratio:.2f} | {differences} | {alike} | {nats['bound']:.2f} | {nats['eq11']:.2f} |" in shown
+        )
+    assert f"| teacher | {found['clusters']['networks']['teacher']['ratio']:.2f} |" in shown

@@ -71,13 +71,15 @@ def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
         say.print(tables.terminal(table))
         for suffix, text in dict(md=tables.markdown(table), csv=tables.csv(table), tex=tables.latex(table)).items():
             checkpoint.replace(place.with_suffix(f".{suffix}"), text.encode())
-        for part, figure in drawn(lines).items():
+        pictures = drawn(name, lines)
+        for part, figure in pictures.items():
             figures.png(figure, Path(f"{place}{part}.png"))
             checkpoint.replace(Path(f"{place}{part}.svg"), figures.svg(figure, name, table.title).encode())
         named = [(row.cell + (f" {path.name}" if row.runs[1:] else ""), path) for row in rows for path in row.runs]
         runs = [records.read(path, label) for label, path in named if path.is_dir()]
         report.write(place.with_suffix(".html"), runs, title=table.title, beside=[table], images=0)
-        say.print(f"written to {place}.html, .md, .csv, .tex, .png and .svg", markup=False)
+        parts = ", ".join(f"{place}{part}.png and .svg" for part in pictures)
+        say.print(f"written to {place}.html, .md, .csv, .tex{', ' * bool(parts)}{parts}", markup=False)
 
 
 def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> None:
@@ -191,29 +193,30 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
     return tables.Table(about["title"], columns, body, about.get("note", ""))
 
 
-def drawn(lines: Sequence[Line]) -> dict[str, figures.Figure]:
+def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
     """Cells such as k/16 as curves over k, named "-k"; other cells as robust against natural accuracy, named ""."""
-    shown = [line for line in lines if line.shares("natural") and line.shares("worst")]
+    attack = "worst" if any(line.shares("worst") for line in lines) else _paper(name)["attack"]
+    shown = [line for line in lines if line.shares("natural") and line.shares(attack)]
     matches = [re.fullmatch(r"(\w+)/([\d.]+)", line.cell) for line in shown]
     if not all(matches):
-        points = {line.cell: mean_point([_point(measured) for measured in line.measured]) for line in shown}
-        return {"": figures.scatter(points, "worst case")} if points else {}
+        points = {line.cell: mean_point([_point(measured, attack) for measured in line.measured]) for line in shown}
+        return {"": figures.scatter(points, "worst case" if attack == "worst" else attack)} if points else {}
     swept: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line, match in zip(shown, matches, strict=True):
-        for attack in line.measured[0]:
-            curve = swept.setdefault(match[1], {}).setdefault(attack, [])  # type: ignore[index]
-            curve.append((float(match[2]), statistics.fmean(line.shares(attack))))  # type: ignore[index]
+        for kind in line.measured[0]:
+            curve = swept.setdefault(match[1], {}).setdefault(kind, [])  # type: ignore[index]
+            curve.append((float(match[2]), statistics.fmean(line.shares(kind))))  # type: ignore[index]
     return {
-        f"-{name}": figures.curves({a: sorted(c) for a, c in curves.items()}, name, "accuracy", log=True)
-        for name, curves in swept.items()
+        f"-{parameter}": figures.curves({a: sorted(c) for a, c in curves.items()}, parameter, "accuracy", log=True)
+        for parameter, curves in swept.items()
     }
 
 
-def _point(measured: dict[str, Measured]) -> figures.Point | None:
-    if "natural" not in measured or "worst" not in measured:
+def _point(measured: dict[str, Measured], attack: str) -> figures.Point | None:
+    if "natural" not in measured or attack not in measured:
         return None
-    worst = measured["worst"]
-    return figures.Point(measured["natural"].accuracy, worst.accuracy, *worst.interval)
+    robust = measured[attack]
+    return figures.Point(measured["natural"].accuracy, robust.accuracy, *robust.interval)
 
 
 def _paper(table: str) -> dict[str, Any]:
