@@ -224,6 +224,6 @@ def test_numbers_in_cells_are_drawn_as_curves_and_others_as_points():
 def test_means_and_spreads_stand_beside_the_paper_s():
     line = measured("ARD", natural=0.5, worst=0.2)._replace(theirs=[79.49, 51.21])
     line.measured.append({**line.measured[0], "natural": measured("", natural=0.6).measured[0]["natural"]})
-    table = beside("claim", [line, measured("KD")])
+    table = beside("claim", [line, Line("KD", [], [])])
     assert [cell.text for cell in table.rows[0]] == ["ARD", "55.00 ± 7.07", "20.00 ± 0.00", "2", "79.49", "51.21"]
     assert [cell.text for cell in table.rows[1]] == ["KD", "–", "–", "–", "–", "–"]
