@@ -5,11 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gacd import noise
 from gacd.attacks.loop import Objective, check_threat, evaluating, maximize
+from gacd.attacks.search import FGSM, PGD, Search, margin_pgd, run
 from gacd.losses import cross_entropy, margin_loss
 
-__all__ = ["ATTACKS", "Objective", "check_threat", "evaluating", "fgsm", "margin", "maximize", "pgd"]
+__all__ = [
+    "ATTACKS",
+    "SEARCHES",
+    "Objective",
+    "Search",
+    "check_threat",
+    "evaluating",
+    "fgsm",
+    "margin",
+    "maximize",
+    "pgd",
+]
 
 
 def pgd(
@@ -39,13 +50,9 @@ def pgd(
     Returns:
         (B,C,H,W) inside the ball and [0,1].
     """
-    check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
-    index = noise.fingerprint(x) if index is None else index
+    search = PGD(norm=norm, eps=eps, seed=seed, step_size=step_size, steps=steps, loss=loss)
     with evaluating(model):
-        start = _uniform_in_ball(x, norm, eps, noise.key(seed, "start", loss.__name__), index)
-        return maximize(
-            x, lambda z: loss(model(z), y), norm=norm, eps=eps, step_size=step_size, steps=steps, start=start
-        )
+        return run(search, model, x, y, index)
 
 
 def margin(model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
@@ -66,17 +73,12 @@ def fgsm(
     index: Tensor | None = None,
 ) -> Tensor:
     """One step of eps from the image itself (Goodfellow et al., 2015); shapes as for `pgd`, the rest is unused."""
+    search = FGSM(norm=norm, eps=eps)
     with evaluating(model):
-        return maximize(x, lambda z: cross_entropy(model(z), y), norm=norm, eps=eps, step_size=eps, steps=1)
-
-
-def _uniform_in_ball(x: Tensor, norm: str, eps: float, key: int, index: Tensor) -> Tensor:
-    shape = tuple(x.shape[1:])
-    if norm == "Linf":
-        return x + eps * (2 * noise.uniform(key, index, shape).to(x.dtype) - 1)
-    direction = noise.normal(key, index, shape).to(x.dtype)
-    radius = eps * noise.uniform(noise.key(key, "radius"), index).to(x.dtype) ** (1 / x[0].numel())
-    return x + direction * (radius / direction.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+        return run(search, model, x, y, index)
 
 
 ATTACKS: dict[str, Callable[..., torch.Tensor]] = {"fgsm": fgsm, "pgd": pgd, "margin": margin}
+
+# What `evaluate` runs by name: each makes a Search of (norm, eps, seed and the attack's own options).
+SEARCHES: dict[str, Callable[..., Search]] = {"fgsm": FGSM, "pgd": PGD, "margin": margin_pgd}

@@ -40,13 +40,13 @@ def maximize(
     """
     check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
     x = x.detach()
-    project = _box(x, eps) if norm == "Linf" else _sphere(x, eps)
+    project = projection(x, eps, norm)
     x_adv = project(x if start is None else start.detach())
     for _ in range(steps):
         x_adv.requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)  # none for parameters
-        x_adv = project(x_adv.detach() + step_size * _steepest(gradient, norm))
+        x_adv = project(x_adv.detach() + step_size * steepest(gradient, norm))
     return x_adv
 
 
@@ -76,7 +76,15 @@ def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, step
         raise InputError("steps must be >= 0", steps)
 
 
-def _steepest(gradient: Tensor, norm: str) -> Tensor:
+def projection(x: Tensor, eps: float, norm: str) -> Callable[[Tensor], Tensor]:
+    """Images -> the nearest in the ball around x and the box [0,1], in exact arithmetic."""
+    if norm == "L2":
+        return _sphere(x, eps)
+    low, high = box(x, eps)
+    return lambda z: torch.clamp(z, low, high)
+
+
+def steepest(gradient: Tensor, norm: str) -> Tensor:
     """The unit step; NaN where the gradient is not finite, lest a broken network look robust."""
     if norm == "Linf":
         return torch.where(gradient.isfinite(), gradient.sign(), torch.nan)
@@ -85,13 +93,13 @@ def _steepest(gradient: Tensor, norm: str) -> Tensor:
     return (exact / length).to(gradient.dtype)
 
 
-def _box(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
-    """Projection on the Linf ball and [0,1]; rounding of x +- eps is undone inwards."""
+def box(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The ends of the Linf ball within [0,1], each like x; rounding of x +- eps is undone inwards."""
     exact = x.double()
     low, high = (exact - eps).to(x.dtype), (exact + eps).to(x.dtype)
     low = torch.where(exact - low.double() > eps, low.nextafter(torch.ones_like(low)), low).clamp_(0, 1)
     high = torch.where(high.double() - exact > eps, high.nextafter(torch.zeros_like(high)), high).clamp_(0, 1)
-    return lambda z: torch.clamp(z, low, high)
+    return low, high
 
 
 def _sphere(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:

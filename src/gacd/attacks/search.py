@@ -1,0 +1,173 @@
+"""Attacks on rows of images, each row at its own step: so that chunks of one shape can be refilled as images drop out.
+
+An attack is a `Search`: how a row begins, what it ascends, how it moves after each forward. Whatever a row does depends
+on that row alone; a network in eval mode then gives the same bits whichever rows stand beside it.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gacd import noise
+from gacd.attacks.loop import box, check_threat, projection, steepest
+from gacd.losses import cross_entropy, margin_loss
+
+# (B, ...) each: "x" images, "low" and "high" the Linf ball's ends, "y" labels, "index" (B,) what randomness is drawn
+# from, "t" (B,) steps done, "z" what the network is asked about, and the attack's own
+Rows = dict[str, Tensor]
+
+
+class Search:
+    """One attack at one threat.
+
+    Args:
+        norm: "Linf" or "L2".
+        eps: radius, in pixel units.
+        seed: of whatever is random.
+
+    Attributes:
+        steps: forwards of an image.
+        needs: "gradient" of the objective, or "logits" alone.
+        targeted: whether `begin` is given the natural images' logits.
+    """
+
+    needs: ClassVar[str] = "gradient"
+    targeted: ClassVar[bool] = False
+    steps: int
+
+    def __init__(self, *, norm: str = "Linf", eps: float = 8 / 255, seed: int = 0):
+        check_threat(norm=norm, eps=eps)
+        self.norm, self.eps, self.seed = norm, eps, seed
+
+    def begin(self, rows: Rows, logits: Tensor | None) -> None:
+        """Sets "z" (B,C,H,W), the first images asked about, and the attack's own entries; logits (B,K) if targeted."""
+        raise NotImplementedError
+
+    def objective(self, logits: Tensor, rows: Rows) -> Tensor:
+        """What is ascended, (B,)."""
+        raise NotImplementedError
+
+    def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+        """Moves "z" after the network was asked about it: value (B,) and gradient (B,C,H,W) of the objective there."""
+        raise NotImplementedError
+
+    def found(self, rows: Rows) -> Tensor:
+        """The attack's result after its last step, (B,C,H,W)."""
+        return rows["z"]
+
+    def project(self, rows: Rows, z: Tensor) -> Tensor:
+        """z on each row's ball and [0,1], exactly."""
+        if self.norm == "Linf":
+            return torch.clamp(z, rows["low"], rows["high"])
+        return projection(rows["x"], self.eps, self.norm)(z)
+
+
+class PGD(Search):
+    """Projected gradient ascent (Madry et al., 2018): one random start, the last iterate.
+
+    Args:
+        step_size: in pixel units.
+        steps: gradient steps.
+        loss: (logits (B,K), y (B,)) -> (B,).
+        restart: its number, part of what the start is drawn from.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        seed: int = 0,
+        step_size: float = 2 / 255,
+        steps: int = 20,
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        restart: int = 0,
+    ):
+        super().__init__(norm=norm, eps=eps, seed=seed)
+        check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
+        self.step_size, self.steps, self.loss, self.restart = step_size, steps, loss, restart
+
+    def begin(self, rows: Rows, logits: Tensor | None) -> None:
+        purpose = (self.seed, "start", self.loss.__name__) + ((self.restart,) if self.restart else ())
+        start = uniform_in_ball(rows["x"], self.norm, self.eps, noise.key(*purpose), rows["index"])
+        rows["z"] = self.project(rows, start)
+
+    def objective(self, logits: Tensor, rows: Rows) -> Tensor:
+        return self.loss(logits, rows["y"])
+
+    def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+        assert gradient is not None
+        rows["z"] = self.project(rows, rows["z"] + self.step_size * steepest(gradient, self.norm))
+
+
+class FGSM(PGD):
+    """One step of eps from the image itself (Goodfellow et al., 2015)."""
+
+    def __init__(self, *, norm: str = "Linf", eps: float = 8 / 255, seed: int = 0):
+        super().__init__(norm=norm, eps=eps, seed=seed, step_size=eps, steps=1)
+
+    def begin(self, rows: Rows, logits: Tensor | None) -> None:
+        rows["z"] = rows["x"]
+
+
+def run(search: Search, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
+    """A whole attack on one batch.
+
+    Args:
+        search: the attack.
+        model: images (B,C,H,W) in [0,1] -> logits (B,K), in eval mode.
+        x: (B,C,H,W).
+        y: (B,).
+        index: (B,) the images' numbers, on which alone their randomness depends; made from the pixels if absent.
+
+    Returns:
+        (B,C,H,W), what the attack found, inside the ball and [0,1].
+    """
+    rows = begin(search, x.detach(), y, index, lambda: model(x))
+    for _ in range(search.steps):
+        logits, value, gradient = ask(search, model, rows)
+        search.step(rows, logits, value, gradient)
+        rows["t"] = rows["t"] + 1
+    return search.found(rows)
+
+
+@torch.no_grad()
+def begin(search: Search, x: Tensor, y: Tensor, index: Tensor | None, natural: Callable[[], Tensor]) -> Rows:
+    """Rows at their start; natural() gives the images' logits (B,K), called if the attack is targeted."""
+    index = noise.fingerprint(x) if index is None else index
+    rows = dict(x=x, y=y, index=index, t=torch.zeros(len(x), dtype=torch.int64, device=x.device))
+    if search.norm == "Linf":
+        rows["low"], rows["high"] = box(x, search.eps)
+    search.begin(rows, natural() if search.targeted else None)
+    return rows
+
+
+def ask(search: Search, model: Callable[[Tensor], Tensor], rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One forward at rows["z"]: logits (B,K), the objective (B,) and its gradient (B,C,H,W), if needed; detached."""
+    if search.needs == "logits":
+        with torch.no_grad():
+            logits = model(rows["z"])
+            return logits, search.objective(logits, rows), None
+    z = rows["z"].detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(z)
+        value = search.objective(logits, rows)
+        (gradient,) = torch.autograd.grad(value.sum(), z)  # none for parameters
+    return logits.detach(), value.detach(), gradient
+
+
+def uniform_in_ball(x: Tensor, norm: str, eps: float, key: int, index: Tensor) -> Tensor:
+    """Uniform on each image's ball, (B,C,H,W), not yet in the box."""
+    shape = tuple(x.shape[1:])
+    if norm == "Linf":
+        return x + eps * (2 * noise.uniform(key, index, shape).to(x.dtype) - 1)
+    direction = noise.normal(key, index, shape).to(x.dtype)
+    radius = eps * noise.uniform(noise.key(key, "radius"), index).to(x.dtype) ** (1 / x[0].numel())
+    return x + direction * (radius / direction.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+
+
+def margin_pgd(**options: Any) -> PGD:
+    """PGD with the margin (Carlini-Wagner) loss, which no scale of the logits can saturate."""
+    return PGD(loss=margin_loss, **options)
