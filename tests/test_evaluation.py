@@ -1,6 +1,7 @@
 """Accuracy per image: worst cases, chunks, order, and a linear network whose robustness is known exactly."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gacd import noise
-from gacd.attacks import ATTACKS
+from gacd.attacks import Search
+from gacd.attacks.names import MAKERS
+from gacd.attacks.search import PGD
 from gacd.data import Dataset
 from gacd.datasets import Split
 from gacd.errors import InputError
 from gacd.evaluation import Evaluation, evaluate, images_of, interval, parse_attack
+from gacd.losses import margin_loss
 from gacd.models import build
 
 
@@ -67,12 +71,29 @@ def test_a_linear_network_s_robustness_is_the_known_one(attack, norm, low, high,
     assert result.natural == 1
 
 
+class Plain(Search):
+    """Asks about images that a function of the images gives."""
+
+    def __init__(self, change, *, norm, eps, seed, classes, restart, steps=1):
+        super().__init__(norm=norm, eps=eps, seed=seed)
+        self.change, self.steps = change, steps
+
+    def begin(self, rows, logits):
+        rows["z"] = rows["x"]
+
+    def objective(self, logits, rows):
+        return margin_loss(logits, rows["y"])
+
+    def step(self, rows, logits, value, gradient):
+        rows["z"] = self.change(rows["x"])
+
+
 def test_worst_is_taken_per_image(monkeypatch):
     def breaks(rest):
-        return lambda model, x, y, **options: torch.where((x[:, 1:2, :1, :1] * 64 % 3).round() == rest, 1 - x, x)
+        return partial(Plain, lambda x: torch.where((x[:, 1:2, :1, :1] * 64 % 3).round() == rest, 1 - x, x))
 
     for name, rest in (("first", 0), ("second", 1)):
-        monkeypatch.setitem(ATTACKS, name, breaks(rest))
+        monkeypatch.setitem(MAKERS, name, breaks(rest))
     x = images(12)
     x[:, 0, 0, 0], x[:, 1, 0, 0] = torch.arange(12) % 2, torch.arange(12) / 64
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
@@ -99,15 +120,19 @@ def test_images_already_wrong_are_not_attacked(network, monkeypatch):
     model, x, y = network
     seen, progress = [], []
 
-    def counting(model, z, y, *, index=None, **options):
-        seen.extend(int((x == image).flatten(1).all(1).nonzero()) for image in z)
+    def counting(z):
+        seen.append([int((x == image).flatten(1).all(1).nonzero()) for image in z])
         assert z.shape == (8, 3, 8, 8)
-        assert options == dict(norm="Linf", eps=0.1, step_size=0.025, seed=3, steps=7)
         return z
 
-    monkeypatch.setitem(ATTACKS, "counting", counting)
+    def make(**options):
+        assert options == dict(norm="Linf", eps=0.1, seed=3, steps=7, classes=3, restart=0)
+        return Plain(counting, **options)
+
+    monkeypatch.setitem(MAKERS, "counting", make)
     result = evaluate(model, (x, y), ["counting7"], chunk=8, eps=0.1, seed=3, done=progress.append)
-    assert seen == [i for i in range(43) if i % 5] + [42] * (-34 % 8)  # the last one pads
+    assert sorted({i for step in seen for i in step}) == [i for i in range(43) if i % 5]
+    assert len(seen) == 5 * 7  # 34 images in chunks of 8
     assert result.worst == result.natural == result.robust["counting7"] == pytest.approx(34 / 43)
     assert sum(progress) == 2 * 43
 
@@ -138,13 +163,13 @@ def test_a_verdict_does_not_depend_on_the_neighbours_or_the_generator(network):
 def test_a_random_start_follows_its_image_into_any_order_and_shard(monkeypatch):
     started, x = {}, images(23)
 
-    def recording(model, x, y, *, index=None, **options):
-        x_adv = ATTACKS["pgd"](model, x, y, index=index, **options)
-        for image, adversarial in zip(x, x_adv, strict=True):
-            started.setdefault(float(image.sum()), set()).add(tuple(adversarial.flatten().tolist()))
-        return x_adv
+    class Recording(PGD):
+        def begin(self, rows, logits):
+            super().begin(rows, logits)
+            for image, start in zip(rows["x"], rows["z"], strict=True):
+                started.setdefault(float(image.sum()), set()).add(tuple(start.flatten().tolist()))
 
-    monkeypatch.setitem(ATTACKS, "recording", recording)
+    monkeypatch.setitem(MAKERS, "recording", lambda classes, **options: Recording(step_size=0.0, **options))
     model, y = Linear(), Linear()(x).argmax(1)
     order = noise.permutation(0, 23)
     for rows in (torch.arange(23), order, order[:10], order[10:]):
@@ -189,11 +214,16 @@ def test_interval_s_ends_are_where_the_binomial_tails_are_equal(correct, n, conf
 
 
 def test_attacks_by_name():
-    assert parse_attack("pgd7") == (ATTACKS["pgd"], {"steps": 7})
-    assert parse_attack("margin") == (ATTACKS["margin"], {"steps": 20})
-    assert parse_attack("fgsm")[0] is ATTACKS["fgsm"]
-    for name in ("", "20", "pgd0", "fgsm2", "PGD20", "pgd-20", "pgd 20", "pgd20x", "cw20"):
+    assert parse_attack("pgd7") == ("pgd", 7, 1)
+    assert parse_attack("margin") == ("margin", 20, 1)
+    assert parse_attack("margin50x5") == ("margin", 50, 5)
+    assert parse_attack("pgdx2") == ("pgd", 20, 2)
+    assert parse_attack("fgsm") == ("fgsm", 1, 1)
+    for name in ("", "20", "pgd0", "PGD20", "pgd-20", "pgd 20", "pgd20x", "pgd20x0", "pgdx", "cw20"):
         with pytest.raises(InputError, match=r"unknown attack.*pgd20, margin20"):
+            parse_attack(name)
+    for name in ("fgsm2", "fgsmx2"):
+        with pytest.raises(InputError, match="fgsm has one step"):
             parse_attack(name)
 
 

@@ -1,21 +1,25 @@
 """Accuracy on natural images and under attack, per image: a number that does not depend on how it was computed.
 
-Every forward runs on chunks of one fixed shape (the last one padded) and every random start is a function of
+Every forward runs on chunks of one fixed shape (the last one padded) and whatever is random is a function of
 (seed, attack, image), so the verdict on an image does not depend on its neighbours.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gacd import data as datasets
-from gacd.attacks import ATTACKS, check_threat
+from gacd.attacks import check_threat
+from gacd.attacks.names import parse_attack, searches
+from gacd.attacks.pool import Fetch, sweep
+from gacd.attacks.search import Search
 from gacd.errors import InputError
 from gacd.models.folding import attackable
 
@@ -34,49 +38,67 @@ def evaluate(
     chunk: int = 250,
     search: Callable[[], AbstractContextManager] = nullcontext,
     done: Callable[[int], None] = lambda n: None,
+    found: Callable[[str, Tensor, Tensor], None] = lambda name, where, x_adv: None,
 ) -> "Evaluation":
-    """Natural and robust accuracy; images already misclassified are not attacked.
+    """Natural and robust accuracy; images already misclassified are not attacked, beaten ones not attacked further.
 
     Args:
         model: images in [0,1] -> logits; evaluated in eval mode, its mode left as it was.
         data: a data set's name (its test images), a `Dataset` or `Split`, (x, y) or a DataLoader of such pairs.
-        attacks: names of ATTACKS, with the number of steps at the end: "pgd20", "margin20", "fgsm".
+        attacks: such as "pgd20", "margin20x5" (five restarts), "fgsm": see `gacd.attacks.names`.
         norm: "Linf" or "L2".
         eps: radius, in pixel units.
         step_size: in pixel units; eps / 4 if absent, which is 2/255 at 8/255.
         seed: of the random starts.
         chunk: images per forward, at most all; verdicts may differ between chunk sizes by the last bit of a gradient.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
-        done: called with a number of images after each chunk of each attack.
+        done: called with a number of images as each attack is through with them.
+        found: called with an attack's name, positions (b,) and images (b,C,H,W) that fool the network there.
 
     Returns:
         An `Evaluation`.
     """
     step_size = eps / 4 if step_size is None else step_size
     check_threat(norm=norm, eps=eps, step_size=step_size)
-    runs = [(name, *parse_attack(name)) for name in ([attacks] if isinstance(attacks, str) else attacks)]
+    names = [attacks] if isinstance(attacks, str) else attacks
+    for name in names:
+        parse_attack(name)
     x, y = images_of(data)
     chunk = min(chunk, len(y))
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
     result, began = Evaluation(), time.perf_counter()
-    _, first, _ = next(_chunks(x, y, torch.arange(1), 1, device))
-    with attackable(model, first) as quick, torch.no_grad():
-        correct = torch.empty(len(y), dtype=torch.bool)
-        for where, z, labels in _chunks(x, y, torch.arange(len(y)), chunk, device):
-            correct[where] = _right(model, z, labels)[: len(where)]
-            done(len(where))
+
+    def fetch(where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
+
+    with attackable(model, _pixels(x[:1], device)) as quick, torch.no_grad():
+        natural = _logits(model, lambda rows: _pixels(x[rows], device), len(y), chunk, done)
+        if int(y.max()) >= natural.shape[1]:
+            where = f"{natural.shape[1]} <= label {int(y.max())}"
+            raise InputError("the network knows fewer classes than the data", where)
+        correct = natural.argmax(1) == y
         result.record("natural", correct, began)
-        for name, attack, options in runs:
+        for name in names:
             began = time.perf_counter()
-            robust = torch.zeros_like(correct)
-            threat = dict(norm=norm, eps=eps, step_size=eps if name == "fgsm" else step_size) | options
-            for where, z, labels in _chunks(x, y, correct.nonzero()[:, 0], chunk, device):
-                with search():
-                    x_adv = attack(quick, z, labels, seed=seed, **threat)
-                robust[where] = _right(model, x_adv, labels)[: len(where)]
-                done(len(where))
+            threat = dict(norm=norm, eps=eps, step_size=step_size)
+            stages, written = searches(name, **threat, seed=seed, classes=natural.shape[1])
+            robust = correct.clone()
             done(int((~correct).sum()))
-            result.record(name, robust, began, threat)
+            for stage in stages:
+                attacked = partial(_judged, model, quick, stage, fetch, chunk=chunk)
+                doubtful = []
+                for where, x_adv, right, seen in attacked(robust.nonzero()[:, 0], context=search):
+                    robust[where] = right
+                    found(name, where[~right], x_adv[~right])
+                    doubtful.append(where[seen & right])
+                    done(int((~right).sum()))
+                if search is not nullcontext:  # beaten in the search's precision, but not in float32: once more in that
+                    for where, x_adv, right, _ in attacked(torch.cat([*doubtful, correct.nonzero()[:0, 0]])):
+                        robust[where] = right
+                        found(name, where[~right], x_adv[~right])
+                        done(int((~right).sum()))
+            done(int(robust.sum()))
+            result.record(name, robust, began, written)
     return result
 
 
@@ -137,17 +159,6 @@ def interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(low), float(high)
 
 
-def parse_attack(name: str) -> tuple[Callable[..., Tensor], dict[str, int]]:
-    """ "pgd20" -> (pgd, {"steps": 20}); a name without a number keeps the attack's own."""
-    match = re.fullmatch(r"([a-z_-]+?)(\d*)", name)
-    if not match or match[1] not in ATTACKS or (match[1] == "fgsm" and match[2]) or (match[2] and not int(match[2])):
-        known = ", ".join(a if a == "fgsm" else f"{a}20" for a in ATTACKS)
-        raise InputError("unknown attack", name, f"such as {known}; the number is that of the steps")
-    if match[1] == "fgsm":
-        return ATTACKS["fgsm"], {"steps": 1}
-    return ATTACKS[match[1]], {"steps": int(match[2] or 20)}
-
-
 def images_of(data: Any) -> tuple[Tensor, Tensor]:
     """(x, y) on the CPU from whatever stands for test data; x as uint8, or as floats in [0,1]."""
     if isinstance(data, str):
@@ -172,22 +183,51 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
     return x.cpu(), y.long().cpu()
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which images are classified rightly, (B,) bool on the CPU."""
-    logits = model(x)
-    if int(y.max()) >= logits.shape[1]:
-        raise InputError("the network knows fewer classes than the data", f"{logits.shape[1]} <= label {int(y.max())}")
-    if not bool(logits.isfinite().all()):
-        raise InputError("the network's logits or gradients are not finite", type(model).__name__)
-    return (logits.argmax(1) == y).cpu()
+def _judged(
+    model: nn.Module,
+    quick: nn.Module,
+    search: Search,
+    fetch: Fetch,
+    which: Tensor,
+    *,
+    chunk: int,
+    context: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Attacks images and judges in float32 what was found: positions, images, right or not, beaten in the search."""
+    held: list[tuple[Tensor, Tensor, Tensor]] = []
+    for block in chain(sweep(search, quick, fetch, which, chunk, context), [None]):
+        held += [block] if block else []
+        waiting = sum(len(where) for where, _, _ in held)
+        if not waiting or (block and waiting < chunk):
+            continue
+        where, x_adv, seen = (torch.cat(parts) for parts in zip(*held, strict=True))
+        part = x_adv[:chunk].contiguous(memory_format=torch.channels_last)
+        right = _logits(model, part.__getitem__, len(part), chunk).argmax(1) == fetch(where[:chunk])[1].cpu()
+        yield where[:chunk], part, right, seen[:chunk]
+        held = [(where[chunk:], x_adv[chunk:], seen[chunk:])] if len(where) > chunk else []
 
 
-def _chunks(
-    x: Tensor, y: Tensor, which: Tensor, chunk: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images `which` in chunks of one shape: their positions, and x and y padded with the last image."""
-    for where in which.split(chunk) if len(which) else ():
+def _logits(
+    model: nn.Module,
+    images: Callable[[Tensor], Tensor],
+    n: int,
+    chunk: int,
+    done: Callable[[int], None] = lambda n: None,
+) -> Tensor:
+    """Logits (n,K) on the CPU of images given by position, in chunks of one shape, padded with the last image."""
+    parts = []
+    for where in torch.arange(n).split(chunk):
         rows = torch.cat([where, where[-1:].expand(chunk - len(where))])
-        z = x[rows].to(device)
-        z = datasets.pixels(z) if z.dtype == torch.uint8 else z.float()
-        yield where, z.contiguous(memory_format=torch.channels_last), y[rows].to(device)
+        logits = model(images(rows))
+        if not bool(logits.isfinite().all()):
+            raise InputError("the network's logits or gradients are not finite", type(model).__name__)
+        parts.append(logits[: len(where)].float().cpu())
+        done(len(where))
+    return torch.cat(parts)
+
+
+def _pixels(x: Tensor, device: torch.device) -> Tensor:
+    """(B,C,H,W) in [0,1] on the device."""
+    x = x.to(device)
+    x = datasets.pixels(x) if x.dtype == torch.uint8 else x.float()
+    return x.contiguous(memory_format=torch.channels_last)

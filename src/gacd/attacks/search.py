@@ -53,6 +53,10 @@ class Search:
         """Moves "z" after the network was asked about it: value (B,) and gradient (B,C,H,W) of the objective there."""
         raise NotImplementedError
 
+    def candidates(self, rows: Rows) -> Tensor:
+        """Whether "z" may be taken for a result where it fools the network, (B,) bool: not where outside the ball."""
+        return torch.ones_like(rows["t"], dtype=torch.bool)
+
     def found(self, rows: Rows) -> Tensor:
         """The attack's result after its last step, (B,C,H,W)."""
         return rows["z"]

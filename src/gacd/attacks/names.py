@@ -1,0 +1,68 @@
+"""Attacks by name: "pgd20", "margin20x5" (five restarts), "apgd-t", "cascade"."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from gacd.attacks.search import FGSM, PGD, Search
+from gacd.errors import InputError
+from gacd.losses import cross_entropy, margin_loss
+
+LOSSES = {"pgd": cross_entropy, "margin": margin_loss}
+MAKERS: dict[str, Callable[..., Search]] = {}  # of norm, eps, seed, classes, restart and, if the name has them, steps
+STEPS = {"pgd": 20, "margin": 20}  # unless the name says how many
+
+
+class Named(NamedTuple):
+    """An attack's name taken apart; steps is None where the attack's own number of them holds."""
+
+    family: str
+    steps: int | None
+    restarts: int
+
+
+def parse_attack(name: str) -> Named:
+    """ "margin20x5" -> ("margin", 20, 5); a name without numbers keeps the attack's own steps and one restart."""
+    match = re.fullmatch(r"([a-z-]+?)(\d*)(?:x(\d+))?", name)
+    family = match[1] if match else ""
+    known = family in ("fgsm", *LOSSES, *MAKERS)
+    if not match or not known or any(part is not None and part != "" and not int(part) for part in match.groups()[1:]):
+        raise InputError("unknown attack", name, f"such as {examples()}; the number is that of the steps")
+    if family == "fgsm" and (match[2] or match[3]):
+        raise InputError("fgsm has one step and nothing random", name, "fgsm")
+    steps = int(match[2]) if match[2] else STEPS.get(family)
+    return Named(family, 1 if family == "fgsm" else steps, int(match[3] or 1))
+
+
+def examples() -> str:
+    return ", ".join([*(f"{family}20" for family in LOSSES), "margin20x5", "fgsm", *MAKERS])
+
+
+def searches(
+    name: str, *, norm: str, eps: float, step_size: float, seed: int, classes: int
+) -> tuple[list[Search], dict[str, str | int | float]]:
+    """What a name stands for.
+
+    Args:
+        name: see `parse_attack`.
+        norm, eps, step_size: of the threat; only pgd and margin take the step.
+        seed: of whatever is random.
+        classes: of the network.
+
+    Returns:
+        The searches, each for the images that the ones before left, and the threat as it is written down.
+    """
+    family, steps, restarts = parse_attack(name)
+    threat = dict(norm=norm, eps=eps)
+    if family == "fgsm":
+        return [FGSM(**threat)], threat | dict(step_size=eps, steps=1)
+    common = threat | dict(seed=seed)
+    found: list[Search]
+    if family in LOSSES:
+        own = dict(step_size=step_size, steps=steps)
+        found = [PGD(**common, **own, loss=LOSSES[family], restart=restart) for restart in range(restarts)]
+        return found, threat | own | (dict(restarts=restarts) if restarts > 1 else {})
+    own = dict(steps=steps) if steps else {}
+    found = [MAKERS[family](**common, **own, classes=classes, restart=restart) for restart in range(restarts)]
+    own |= dict(restarts=restarts) if restarts > 1 else {}
+    return found, threat | dict(steps=found[0].steps) | own
