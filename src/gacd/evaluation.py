@@ -21,6 +21,7 @@ from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.pool import Fetch, sweep
 from gacd.attacks.search import Search
 from gacd.errors import InputError
+from gacd.journal import Journal
 from gacd.models.folding import attackable
 
 STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs
@@ -38,7 +39,9 @@ def evaluate(
     chunk: int = 250,
     search: Callable[[], AbstractContextManager] = nullcontext,
     done: Callable[[int], None] = lambda n: None,
-    found: Callable[[str, Tensor, Tensor], None] = lambda name, where, x_adv: None,
+    running: Callable[[str, int, int], None] = lambda name, robust, judged: None,
+    journal: Journal | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> "Evaluation":
     """Natural and robust accuracy; images already misclassified are not attacked, beaten ones not attacked further.
 
@@ -53,7 +56,10 @@ def evaluate(
         chunk: images per forward, at most all; verdicts may differ between chunk sizes by the last bit of a gradient.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
         done: called with a number of images as each attack is through with them.
-        found: called with an attack's name, positions (b,) and images (b,C,H,W) that fool the network there.
+        running: called, as an attack of several stages goes through the images, with its name, how many it left right,
+            and out of how many.
+        journal: keeps the verdicts, and knows those of an evaluation that was stopped.
+        shard: (i, k) attacks every k-th image from i on; the others count as wrong.
 
     Returns:
         An `Evaluation`.
@@ -66,38 +72,44 @@ def evaluate(
     x, y = images_of(data)
     chunk = min(chunk, len(y))
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    result, began = Evaluation(), time.perf_counter()
+    result, began, journal = Evaluation(), time.perf_counter(), journal or Journal()
 
     def fetch(where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
     with attackable(model, _pixels(x[:1], device)) as quick, torch.no_grad():
-        natural = _logits(model, lambda rows: _pixels(x[rows], device), len(y), chunk, done)
-        if int(y.max()) >= natural.shape[1]:
-            where = f"{natural.shape[1]} <= label {int(y.max())}"
-            raise InputError("the network knows fewer classes than the data", where)
-        correct = natural.argmax(1) == y
+        mine = torch.arange(len(y))[shard[0] :: shard[1]]
+        logits = _logits(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
+        if int(y.max()) >= logits.shape[1]:
+            raise InputError(
+                "the network knows fewer classes than the data", f"{logits.shape[1]} <= label {int(y.max())}"
+            )
+        natural = logits.new_zeros(len(y), logits.shape[1]).index_copy_(0, mine, logits)
+        correct = torch.zeros(len(y), dtype=torch.bool).index_copy_(0, mine, logits.argmax(1) == y[mine])
         result.record("natural", correct, began)
+        judge = partial(_judged, model, quick, fetch=fetch, chunk=chunk)
         for name in names:
             began = time.perf_counter()
-            threat = dict(norm=norm, eps=eps, step_size=step_size)
-            stages, written = searches(name, **threat, seed=seed, classes=natural.shape[1])
-            robust = correct.clone()
-            done(int((~correct).sum()))
-            for stage in stages:
-                attacked = partial(_judged, model, quick, stage, fetch, chunk=chunk)
-                doubtful = []
-                for where, x_adv, right, seen in attacked(robust.nonzero()[:, 0], context=search):
-                    robust[where] = right
-                    found(name, where[~right], x_adv[~right])
-                    doubtful.append(where[seen & right])
-                    done(int((~right).sum()))
-                if search is not nullcontext:  # beaten in the search's precision, but not in float32: once more in that
-                    for where, x_adv, right, _ in attacked(torch.cat([*doubtful, correct.nonzero()[:0, 0]])):
+            stages, written = searches(
+                name, norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1]
+            )
+            robust, judged, told = correct.clone(), 0, 0
+            for block in mine.split(len(mine) if len(stages) == 1 else 4 * chunk):
+                for number, stage in enumerate(stages):
+                    known, right = journal.recall(name, number)
+                    robust[known] &= right
+                    which = block[robust[block] & ~torch.isin(block, known)]
+                    for where, right, x_adv in judge(stage, which=which, context=search):
                         robust[where] = right
-                        found(name, where[~right], x_adv[~right])
-                        done(int((~right).sum()))
-            done(int(robust.sum()))
+                        journal.note(name, number, where, right, x_adv)
+                        if len(stages) == 1:
+                            done(len(where))
+                            told += len(where)
+                judged += len(block)
+                done(judged - told)
+                told = judged
+                if len(stages) > 1:
+                    running(name, int(robust[mine[:judged]].sum()), judged)
             result.record(name, robust, began, written)
     return result
 
@@ -187,24 +199,35 @@ def _judged(
     model: nn.Module,
     quick: nn.Module,
     search: Search,
+    *,
     fetch: Fetch,
     which: Tensor,
-    *,
     chunk: int,
-    context: Callable[[], AbstractContextManager] = nullcontext,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Attacks images and judges in float32 what was found: positions, images, right or not, beaten in the search."""
-    held: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block in chain(sweep(search, quick, fetch, which, chunk, context), [None]):
-        held += [block] if block else []
-        waiting = sum(len(where) for where, _, _ in held)
-        if not waiting or (block and waiting < chunk):
-            continue
-        where, x_adv, seen = (torch.cat(parts) for parts in zip(*held, strict=True))
-        part = x_adv[:chunk].contiguous(memory_format=torch.channels_last)
-        right = _logits(model, part.__getitem__, len(part), chunk).argmax(1) == fetch(where[:chunk])[1].cpu()
-        yield where[:chunk], part, right, seen[:chunk]
-        held = [(where[chunk:], x_adv[chunk:], seen[chunk:])] if len(where) > chunk else []
+    context: Callable[[], AbstractContextManager],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
+
+    What only the search's precision saw beaten is attacked once more, in float32.
+    """
+    doubtful: list[Tensor] = []
+    for precision in (context, nullcontext):
+        held: list[tuple[Tensor, Tensor, Tensor]] = []
+        for block in chain(sweep(search, quick, fetch, which, chunk, precision), [None]):
+            held += [block] if block else []
+            waiting = sum(len(where) for where, _, _ in held)
+            if not waiting or (block and waiting < chunk):
+                continue
+            where, x_adv, seen = (torch.cat(parts) for parts in zip(*held, strict=True))
+            held = [(where[chunk:], x_adv[chunk:], seen[chunk:])] if waiting > chunk else []
+            where, seen = where[:chunk], seen[:chunk]
+            x_adv = x_adv[:chunk].contiguous(memory_format=torch.channels_last)
+            right = _logits(model, x_adv.__getitem__, len(where), chunk).argmax(1) == fetch(where)[1].cpu()
+            sure = ~(seen & right) if precision is not nullcontext else torch.ones_like(right)
+            doubtful.append(where[~sure])
+            yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
+        which = torch.cat([which[:0], *doubtful])
+        if precision is nullcontext or not len(which):
+            return
 
 
 def _logits(

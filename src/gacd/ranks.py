@@ -23,6 +23,11 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
+def either(mask: Tensor) -> Tensor:
+    """True where any process's is, like mask."""
+    return gather(mask[None].to(torch.uint8)).any(0)
+
+
 def mine(x: Tensor) -> Tensor:
     """This process's part of gathered rows."""
     return x.chunk(size())[rank()]

@@ -1,0 +1,87 @@
+"""What an evaluation has judged so far, kept beside its results: one that was killed goes on where it stopped."""
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gacd import checkpoint, ranks
+from gacd.errors import InputError
+
+NOTHING = torch.empty(0, dtype=torch.int64)
+
+
+class Journal:
+    """Verdicts by attack and stage; one file each time some are noted.
+
+    Args:
+        folder: where the journal's own folder lies; None keeps nothing.
+        key: whatever a verdict depends on; another key is another journal.
+        keep: images at positions from here on are not kept, only their verdicts.
+    """
+
+    def __init__(self, folder: Path | None = None, key: dict[str, Any] | None = None, *, keep: int = 10_000):
+        self.keep, self.folder = keep, None
+        self.known: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+        self.beaten = NOTHING  # whose images are kept
+        if folder is not None:
+            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+            self.folder = folder / f".evaluation-{name}"
+            for part in self._parts():
+                self._learn(part)
+        self.written = 1 + max((int(path.stem.split("-")[0]) for path in self._files()), default=-1)
+
+    def recall(self, attack: str, stage: int) -> tuple[Tensor, Tensor]:
+        """Positions (m,) that a stage of an attack has judged, and whether they were still right, (m,) bool."""
+        parts = self.known.get((attack, stage), [])
+        where, right = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else (NOTHING, NOTHING)
+        return where, right.bool()
+
+    def note(self, attack: str, stage: int, where: Tensor, right: Tensor, x_adv: Tensor) -> None:
+        """Keeps verdicts at positions (m,), and the images (m,C,H,W) that fooled the network for the first time."""
+        if self.folder is None or not len(where):
+            return
+        new = ~right & (where < self.keep) & ~torch.isin(where, self.beaten)
+        kept = x_adv[new.to(x_adv.device)].float().cpu().contiguous()
+        part = dict(attack=attack, stage=stage, where=where, right=right, new=where[new], x_adv=kept)
+        checkpoint.write(self.folder / f"{self.written:06d}-{ranks.rank()}.pt", part)
+        self.written += 1
+        self._learn(part)
+
+    def witnesses(self) -> tuple[Tensor, Tensor, list[str]]:
+        """Positions (m,), ascending, of beaten images, what beat them (m,C,H,W), and by which attack."""
+        parts = [part for part in self._parts() if len(part["new"])]
+        if not parts:
+            return NOTHING, torch.empty(0), []
+        where, x_adv = torch.cat([part["new"] for part in parts]), torch.cat([part["x_adv"] for part in parts])
+        names = [part["attack"] for part in parts for _ in part["new"]]
+        order = where.argsort(stable=True)
+        return where[order], x_adv[order], [names[i] for i in order]
+
+    def close(self) -> None:
+        """Forgets everything: the results are written."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _learn(self, part: dict[str, Any]) -> None:
+        self.known.setdefault((part["attack"], part["stage"]), []).append((part["where"], part["right"]))
+        self.beaten = torch.cat([self.beaten, part["new"]])
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.pt")) if self.folder is not None else []
+
+    def _parts(self) -> list[dict[str, Any]]:
+        """What the files say; a damaged one is named and judged again."""
+        parts = []
+        for path in self._files():
+            try:
+                parts.append(checkpoint.read(path))
+            except InputError as error:
+                print(f"gacd: warning: {error}; its images are attacked again", file=sys.stderr)
+                path.unlink()
+        return parts
