@@ -4,12 +4,14 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from gacd.attacks.official import Official
 from gacd.attacks.search import FGSM, PGD, Search
 from gacd.errors import InputError
 from gacd.losses import cross_entropy, margin_loss
 
 LOSSES = {"pgd": cross_entropy, "margin": margin_loss}
-MAKERS: dict[str, Callable[..., Search]] = {}  # of norm, eps, seed, classes, restart and, if the name has them, steps
+# Of norm, eps, seed, classes, restart and, if the name has them, steps.
+MAKERS: dict[str, Callable[..., Search]] = {"autoattack": Official}
 STEPS = {"pgd": 20, "margin": 20}  # unless the name says how many
 
 

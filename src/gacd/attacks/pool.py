@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from gacd.attacks.official import Official
 from gacd.attacks.search import Rows, Search, ask, begin
 from gacd.losses import margin_loss
 
@@ -35,6 +36,11 @@ def sweep(
     Yields:
         Positions (b,), the images found for them (b,C,H,W), and whether the search saw them beaten, (b,) bool.
     """
+    if isinstance(search, Official):
+        for where in which.split(chunk):
+            x, y, _ = fetch(where)
+            yield where, search.attack(model, x, y), torch.zeros(len(where), dtype=torch.bool)
+        return
     pool: Rows = {}
     where = torch.full((chunk,), -1)
     ahead = 0

@@ -29,7 +29,7 @@ class Search:
 
     Attributes:
         steps: forwards of an image.
-        needs: "gradient" of the objective, or "logits" alone.
+        needs: "gradient" of the objective, or "logits" alone; "images" is an attack that runs the network itself.
         targeted: whether `begin` is given the natural images' logits.
     """
 
