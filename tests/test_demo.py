@@ -1,5 +1,6 @@
 """The demo: a shell script of real commands that goes on where it stopped; its sentences follow the numbers."""
 
+import importlib
 import subprocess
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from gacd import commands, methods
 from gacd import demo as module
-from gacd.cli import Parser
+from gacd.cli import HOMES, Parser
 from gacd.demo import demo, findings, recipe
 from gacd.records import Measured, Run
 from gacd.sections import Section
@@ -28,7 +29,7 @@ def test_every_line_parses(argv):
         parser.add(commands.train, group="run", skip={"method", "method_options", "fit_options"})
         parser.add(fit, group="training")
     else:
-        parser.add(getattr(commands, command))
+        parser.add(getattr(importlib.import_module(f"gacd.{HOMES.get(command, 'commands')}"), command))
     values = parser.read(rest)
     assert (values.get("out") or values["source"]).startswith("o u t/")
 

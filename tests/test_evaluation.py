@@ -222,9 +222,11 @@ def test_attacks_by_name():
     for name in ("", "20", "pgd0", "PGD20", "pgd-20", "pgd 20", "pgd20x", "pgd20x0", "pgdx", "cw20"):
         with pytest.raises(InputError, match=r"unknown attack.*pgd20, margin20"):
             parse_attack(name)
-    for name in ("fgsm2", "fgsmx2"):
-        with pytest.raises(InputError, match="fgsm has one step"):
+    for name in ("fgsm2", "cascade5", "autoattack7"):
+        with pytest.raises(InputError, match="steps is fixed"):
             parse_attack(name)
+    with pytest.raises(InputError, match="no restarts"):
+        parse_attack("fgsmx2")
 
 
 def test_data_in_any_form_is_the_same():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gacd import checkpoint, noise
+from gacd.errors import Locked
 from gacd.evaluation import evaluate
 from gacd.journal import Journal
 from gacd.models import build
@@ -61,7 +62,8 @@ def test_images_kept_by_the_journal_fool_the_network(network, tmp_path):
     assert bool(((x_adv.double() - x[where].double()).abs() <= 0.02).all())
     for i, name in enumerate(names):  # the first in order that beat it
         assert [bool(row[where[i]]) for row in whole[1:]].index(False) == ATTACKS.index(name)
-    journal.close()
+    with journal, pytest.raises(Locked), Journal(tmp_path, {}):
+        pass
     assert not list(tmp_path.iterdir())
 
 
@@ -81,7 +83,7 @@ def test_another_key_is_another_journal_and_a_damaged_part_is_judged_again(netwo
 
 
 def test_what_is_known_is_not_attacked_again(network, tmp_path):
-    model, x, y = network
+    model = network[0]
     whole = masks(network, journal=Journal(tmp_path, {}))
     seen = []
     hook = model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))

@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "train a network: adversarially, or as a standard one; --init fine-tunes",
     "distill": "distil a teacher's robustness into a student",
     "probe": "fit a linear classifier on a run's frozen features, on its own data or on other",
-    "evaluate": "natural and robust accuracy of a run or of someone else's weights",
+    "evaluate": "natural and robust accuracy of a run or of someone else's weights, audited",
     "analyze": "what students took over from their teacher: correlations, clusters, information, errors",
     "report": "one page and tables from a folder of runs",
     "reproduce": "a table or figure of the paper: its recipe, what is missing run, beside the paper's numbers",
@@ -33,6 +33,7 @@ COMMANDS = {
 }
 
 HOMES = {"demo": "demo", "report": "report", "analyze": "analysis", "reproduce": "reproduce", "probe": "transfer"}
+HOMES |= {"evaluate": "assess"}
 
 
 def main(argv: list[str] | None = None) -> int:

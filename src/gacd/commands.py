@@ -7,16 +7,12 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from gacd import checkpoint, cost, methods, models, prepare, ranks, results
+from gacd import checkpoint, cost, methods, models, prepare, ranks
 from gacd import data as datasets
 from gacd.cli import plain
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
-from gacd.evaluation import STANDARD
-from gacd.evaluation import evaluate as _evaluate
-from gacd.progress import Progress
 from gacd.runs import FREE, began, ended, remember
 from gacd.transfer import fit_head
 
@@ -125,90 +121,6 @@ def train(
                 say.print(f"best on held-out images: epoch {best['epoch'] + 1}, {figures}")
             ended(run)
             say.print(f"{run}: done. Next: gacd evaluate {run}", markup=False)
-
-
-def evaluate(
-    source: str,
-    *,
-    attacks: list[str] = list(STANDARD),  # noqa: B006  read by the command line, never changed
-    data: str | None = None,
-    eps: list[float] = [8 / 255],  # noqa: B006
-    step_size: float | None = None,
-    norm: Literal["Linf", "L2"] = "Linf",
-    n: int | None = None,
-    chunk: int = 250,
-    seed: int = 0,
-    data_dir: str | None = None,
-    size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    out: str | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "32", "bf16"] = "auto",
-) -> None:
-    """Prints natural and robust accuracy on test images and adds them to results.json.
-
-    Args:
-        source: a run directory, a file in its checkpoints/, ARCH:FILE, or package.module:factory.
-        attacks: fgsm, and pgd or margin with a number of steps.
-        data: the run's if absent.
-        eps: radii in pixel units, such as 8/255; several give a curve.
-        step_size: in pixel units; a quarter of eps if absent.
-        norm: of the ball.
-        n: only the first n test images.
-        chunk: images per forward.
-        seed: of the random starts.
-        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
-        size: pixels a side.
-        mean: a foreign network's normalisation, a number per channel.
-        std: likewise.
-        out: directory for results.json; the run's own if absent.
-        device: cpu, cuda, or the best there is.
-        precision: of the search for adversarial images; verdicts are float32. "auto" is bf16 where the device is fast
-            at it, else 32.
-    """
-    if chunk < 1 or (n is not None and n < 1):
-        raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
-    opened = checkpoint.open_source(source, mean=mean, std=std)
-    data = data or opened.record.get("data")
-    if data is None:
-        raise UsageError("which images?", "--data", "the source does not say")
-    same = data == opened.record.get("data")
-    images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
-    split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
-    fabric, chosen = launch(device, precision=precision)
-    model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    say, table = Console(), Table("attack", "norm", "eps", "step", "accuracy", "95 % interval", "n", "seconds")
-    for note in opened.notes:
-        say.print(note, markup=False)
-    entries: list[dict[str, Any]] = []
-    with Progress(len(split) * len(attacks) * len(eps) + len(split) * len(eps)) as progress:
-        for radius in eps:
-            result = _evaluate(
-                model,
-                split,
-                attacks,
-                norm=norm,
-                eps=radius,
-                step_size=step_size,
-                seed=seed,
-                chunk=chunk,
-                search=fabric.autocast,
-                done=progress.advance,
-            )
-            rows = results.entries(result, opened, model, images.name, seed=seed, chunk=chunk, search=chosen)
-            entries += rows[1:] if entries else rows  # the natural images are the same at every radius
-    for e in entries:
-        low, high = e["interval"]
-        shown = [e["attack"], e.get("norm", ""), e.get("eps", ""), e.get("step_size", "")]
-        table.add_row(*shown, f"{e['accuracy']:.2%}", f"{low:.1%}-{high:.1%}", str(e["n"]), f"{e['seconds']:.1f}")
-    say.print(table)
-    if "pgd20" in attacks:
-        say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
-    where = Path(out) if out else opened.run
-    if where:
-        results.add(where, entries, model)
-        say.print(f"written to {where / 'results.json'}", markup=False)
 
 
 def export(source: str, *, out: str, half: bool = False) -> None:

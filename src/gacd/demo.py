@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gacd import cli
+from gacd.errors import Suspect
 from gacd.recipe import RECIPES, expand
 from gacd.records import Run, collect
 from gacd.report import write
@@ -45,7 +46,10 @@ def demo(*, out: str = "demo") -> None:
         with open(folder / "demo.log", "a") as log, screen.status(label):
             print("\n$ gacd", shlex.join(argv), file=log, flush=True)
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                cli.dispatch(argv)
+                try:
+                    cli.dispatch(argv)
+                except Suspect as doubt:  # its results are written
+                    print(doubt)
         screen.print(f"{label}  {time.perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
     runs = collect([out])
     section = next(section for section in sections(runs) if section.data == "digits")

@@ -21,6 +21,22 @@ class InputError(GacdError, ValueError):
     """A wrong value, file, data set or device."""
 
 
+class NotFinite(InputError):
+    """A network whose logits or gradients are NaN or infinite."""
+
+
+class Suspect(GacdError):
+    """An evaluation that the audits have doubts about."""
+
+    exit_code = 3
+
+
+class Invalid(GacdError):
+    """An evaluation whose number means nothing."""
+
+    exit_code = 4
+
+
 class UsageError(GacdError):
     """A wrong command line or configuration."""
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from gacd import data as datasets
+from gacd import ranks
 from gacd.attacks import check_threat
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.pool import Fetch, sweep
 from gacd.attacks.search import Search
-from gacd.errors import InputError
+from gacd.errors import InputError, NotFinite
 from gacd.journal import Journal
 from gacd.models.folding import attackable
 
@@ -98,7 +99,8 @@ def evaluate(
                 for number, stage in enumerate(stages):
                     known, right = journal.recall(name, number)
                     robust[known] &= right
-                    which = block[robust[block] & ~torch.isin(block, known)]
+                    ahead = robust.index_fill(0, known, False)
+                    which = block[ahead[block]]
                     for where, right, x_adv in judge(stage, which=which, context=search):
                         robust[where] = right
                         journal.note(name, number, where, right, x_adv)
@@ -154,6 +156,11 @@ class Evaluation:
 
     def accuracy(self, name: str) -> float:
         return float(self.correct[name].double().mean())
+
+    def union(self) -> "Evaluation":
+        """All processes' shards, together."""
+        self.correct = {name: ranks.either(mask) for name, mask in self.correct.items()}
+        return self
 
     def record(self, name: str, correct: Tensor, began: float, threat: dict[str, Any] | None = None) -> None:
         self.correct[name], self.seconds[name] = correct, time.perf_counter() - began
@@ -238,15 +245,17 @@ def _logits(
     done: Callable[[int], None] = lambda n: None,
 ) -> Tensor:
     """Logits (n,K) on the CPU of images given by position, in chunks of one shape, padded with the last image."""
-    parts = []
+    found = torch.empty(0)  # made whole at once: small parts would keep the large blocks between them from being reused
     for where in torch.arange(n).split(chunk):
         rows = torch.cat([where, where[-1:].expand(chunk - len(where))])
         logits = model(images(rows))
         if not bool(logits.isfinite().all()):
-            raise InputError("the network's logits or gradients are not finite", type(model).__name__)
-        parts.append(logits[: len(where)].float().cpu())
+            raise NotFinite("the network's logits or gradients are not finite", type(model).__name__)
+        if not len(found):
+            found = torch.empty(n, logits.shape[1])
+        found[where] = logits[: len(where)].float().cpu()
         done(len(where))
-    return torch.cat(parts)
+    return found
 
 
 def _pixels(x: Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ class Journal:
     """Verdicts by attack and stage; one file each time some are noted.
 
     Args:
-        folder: where the journal's own folder lies; None keeps nothing.
+        folder: where the journal's own lies, locked inside `with` and deleted at its end; None keeps nothing.
         key: whatever a verdict depends on; another key is another journal.
         keep: images at positions from here on are not kept, only their verdicts.
     """
 
     def __init__(self, folder: Path | None = None, key: dict[str, Any] | None = None, *, keep: int = 10_000):
-        self.keep, self.folder = keep, None
+        self.keep, self.owner = keep, ExitStack()
+        self.folder: Path | None = None
         self.known: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
         self.beaten = NOTHING  # whose images are kept
         if folder is not None:
@@ -63,10 +65,17 @@ class Journal:
         order = where.argsort(stable=True)
         return where[order], x_adv[order], [names[i] for i in order]
 
-    def close(self) -> None:
-        """Forgets everything: the results are written."""
-        if self.folder is not None:
+    def __enter__(self) -> "Journal":
+        """Nobody else writes to it meanwhile."""
+        if self.folder is not None and ranks.rank() == 0:
+            self.owner.enter_context(checkpoint.owned(self.folder))
+        return self
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        """Forgets everything if all went well, since then the results are written; or if there is nothing to keep."""
+        if self.folder is not None and ranks.rank() == 0 and (kind is None or not self._files()):
             shutil.rmtree(self.folder, ignore_errors=True)
+        self.owner.close()
 
     def _learn(self, part: dict[str, Any]) -> None:
         self.known.setdefault((part["attack"], part["stage"]), []).append((part["where"], part["right"]))

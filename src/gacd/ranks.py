@@ -25,7 +25,7 @@ def gather(x: Tensor) -> Tensor:
 
 def either(mask: Tensor) -> Tensor:
     """True where any process's is, like mask."""
-    return gather(mask[None].to(torch.uint8)).any(0)
+    return gather(mask[None].to(torch.uint8)).bool().any(0)  # gloo knows no bool
 
 
 def mine(x: Tensor) -> Tensor:

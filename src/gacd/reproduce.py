@@ -146,7 +146,7 @@ class Process:
 
     @property
     def failed(self) -> bool:
-        return self.child.returncode != 0
+        return self.child.returncode not in (0, 3)  # SUSPECT: the result is there, and says so
 
     @property
     def said(self) -> str:

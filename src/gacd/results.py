@@ -1,5 +1,6 @@
 """results.json: one entry per weights, data, threat and attack; evaluations add."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -11,23 +12,28 @@ import torch
 from torch import nn
 
 from gacd import checkpoint
+from gacd.audit import Audit
 from gacd.cli import Ratio
+from gacd.datasets import Split
 from gacd.device import describe
 from gacd.evaluation import Evaluation, interval
 
 SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "steps", "seed", "chunk", "search")
 
 
-def entries(
-    result: Evaluation, opened: checkpoint.Opened, model: nn.Module, data: str, *, seed: int, chunk: int, search: str
-) -> list[dict[str, Any]]:
-    """An evaluation as entries: natural, each attack, and the worst case per image."""
-    device = next(model.parameters()).device
-    common = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=data, split="test", n=result.n)
-    origin = dict(seed=seed, chunk=chunk, search=search, **provenance(device))
+def entries(result: Evaluation, origin: dict[str, Any], device: torch.device, audit: Audit) -> list[dict[str, Any]]:
+    """An evaluation as entries: natural, each attack, and the worst case per image.
+
+    Args:
+        result: of all images.
+        origin: the weights, their SHA-256, data and n, seed, chunk, and precision of the search.
+        device: where it was computed.
+        audit: of it.
+    """
     masks = dict(result.correct)
     if len(result.threats) > 1:
         masks["worst"] = result.survivors
+    doubts = [str(finding) for finding in audit.troubles]
     rows = []
     for name, mask in masks.items():
         threat = dict(result.threats.get(name, {}))
@@ -38,15 +44,18 @@ def entries(
             if key in threat:
                 threat[key] = str(Ratio(threat[key]))
         correct = int(mask.sum())
-        rows.append(
-            common
-            | dict(attack=name)
-            | threat
-            | dict(accuracy=correct / result.n, correct=correct, interval=list(interval(correct, result.n)))
-            | dict(seconds=round(result.seconds.get(name, sum(result.seconds.values())), 2))
-            | origin
-        )
+        number = dict(accuracy=correct / result.n, correct=correct, interval=list(interval(correct, result.n)))
+        verdict = dict(verdict=audit.verdict, doubts=doubts) if threat else {}
+        rows.append(origin | dict(split="test", attack=name) | threat | number | verdict | provenance(device))
     return rows
+
+
+def fingerprint(split: Split) -> str:
+    """SHA-256 of images and labels."""
+    h = hashlib.sha256(f"{split.images.dtype} {tuple(split.images.shape)}".encode())
+    for tensor in (split.images, split.labels.long()):
+        h.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
 
 
 def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> None:

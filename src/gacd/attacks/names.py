@@ -2,16 +2,34 @@
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+from gacd.attacks.apgd import APGD, TargetedAPGD
+from gacd.attacks.fab import TargetedFAB
 from gacd.attacks.official import Official
 from gacd.attacks.search import FGSM, PGD, Search
+from gacd.attacks.square import Square
 from gacd.errors import InputError
 from gacd.losses import cross_entropy, margin_loss
 
 LOSSES = {"pgd": cross_entropy, "margin": margin_loss}
 # Of norm, eps, seed, classes, restart and, if the name has them, steps.
-MAKERS: dict[str, Callable[..., Search]] = {"autoattack": Official}
+MAKERS: dict[str, Callable[..., Search]] = {
+    "apgd-ce": APGD,
+    "apgd-dlr": partial(APGD, loss="dlr"),
+    "apgd-t": TargetedAPGD,
+    "fab-t": TargetedFAB,
+    "square": Square,
+    "autoattack": Official,
+}
+# AutoAttack's four and their settings, by our own code.
+CASCADE: dict[str, Callable[..., Search]] = {
+    "apgd-ce": APGD,
+    "apgd-t": TargetedAPGD,
+    "fab-t": TargetedFAB,
+    "square": partial(Square, rescale=False),
+}
 STEPS = {"pgd": 20, "margin": 20}  # unless the name says how many
 
 
@@ -27,22 +45,24 @@ def parse_attack(name: str) -> Named:
     """ "margin20x5" -> ("margin", 20, 5); a name without numbers keeps the attack's own steps and one restart."""
     match = re.fullmatch(r"([a-z-]+?)(\d*)(?:x(\d+))?", name)
     family = match[1] if match else ""
-    known = family in ("fgsm", *LOSSES, *MAKERS)
+    known = family in ("fgsm", "cascade", *LOSSES, *MAKERS)
     if not match or not known or any(part is not None and part != "" and not int(part) for part in match.groups()[1:]):
         raise InputError("unknown attack", name, f"such as {examples()}; the number is that of the steps")
-    if family == "fgsm" and (match[2] or match[3]):
-        raise InputError("fgsm has one step and nothing random", name, "fgsm")
+    if family in ("fgsm", "cascade", "autoattack") and match[2]:
+        raise InputError("the number of its steps is fixed", name, family)
+    if family in ("fgsm", "cascade") and match[3]:
+        raise InputError("it has no restarts", name, family)
     steps = int(match[2]) if match[2] else STEPS.get(family)
     return Named(family, 1 if family == "fgsm" else steps, int(match[3] or 1))
 
 
 def examples() -> str:
-    return ", ".join([*(f"{family}20" for family in LOSSES), "margin20x5", "fgsm", *MAKERS])
+    return ", ".join([*(f"{family}20" for family in LOSSES), "margin20x5", "fgsm", *MAKERS, "cascade"])
 
 
 def searches(
     name: str, *, norm: str, eps: float, step_size: float, seed: int, classes: int
-) -> tuple[list[Search], dict[str, str | int | float]]:
+) -> tuple[list[Search], dict[str, Any]]:
     """What a name stands for.
 
     Args:
@@ -55,13 +75,15 @@ def searches(
         The searches, each for the images that the ones before left, and the threat as it is written down.
     """
     family, steps, restarts = parse_attack(name)
-    threat = dict(norm=norm, eps=eps)
+    threat: dict[str, Any] = dict(norm=norm, eps=eps)
     if family == "fgsm":
         return [FGSM(**threat)], threat | dict(step_size=eps, steps=1)
     common = threat | dict(seed=seed)
+    if family == "cascade":
+        return [make(**common, classes=classes) for make in CASCADE.values()], threat | dict(of=list(CASCADE))
     found: list[Search]
     if family in LOSSES:
-        own = dict(step_size=step_size, steps=steps)
+        own = dict[str, Any](step_size=step_size, steps=steps)
         found = [PGD(**common, **own, loss=LOSSES[family], restart=restart) for restart in range(restarts)]
         return found, threat | own | (dict(restarts=restarts) if restarts > 1 else {})
     own = dict(steps=steps) if steps else {}

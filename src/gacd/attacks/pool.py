@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gacd.attacks.official import Official
 from gacd.attacks.search import Rows, Search, ask, begin
@@ -17,7 +17,7 @@ BEATEN = 1e-4  # by more than rounding, relative to the largest logit
 
 def sweep(
     search: Search,
-    model: Callable[[Tensor], Tensor],
+    model: nn.Module,
     fetch: Fetch,
     which: Tensor,
     chunk: int,

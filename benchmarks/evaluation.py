@@ -1,0 +1,211 @@
+"""Evaluation beside what people use: torchattacks' PGD-20 and the official AutoAttack; rate and memory.
+
+Sides take turns in one process, on the same network and images; natural errors count as beaten for all. Peers are used
+as their READMEs show: batches of images as they come, float32. torchattacks is installed without the old versions that
+it asks for: pip install --no-deps torchattacks tqdm.
+"""
+
+import argparse
+import gc
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from gacd import checkpoint, noise
+from gacd import data as datasets
+from gacd.attacks.official import Official
+from gacd.attacks.search import PGD, ask, begin
+from gacd.cost import Operations
+from gacd.datasets import Split
+from gacd.device import fast_bfloat16, keep_freed_memory
+from gacd.evaluation import evaluate
+from gacd.models import build
+from gacd.models.folding import attackable
+
+TEACHER = "results/small/cifar10/resnet20/teacher.safetensors"
+EPS = 8 / 255
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--networks", nargs="+", default=[TEACHER], help="sources, as for gacd evaluate")
+    parser.add_argument("--data", default="cifar10")
+    for name, default in dict(n=1000, n_cascade=200, chunk=250, rounds=3, threads=torch.get_num_threads()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
+    options = parser.parse_args(argv)
+    from gacd.results import provenance
+
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    result = json.loads(options.out.read_text()) if options.out.exists() else {}  # a part may be run alone
+    for part in options.parts:
+        found = PARTS[part](options)
+        command = shlex.join(["python", "benchmarks/evaluation.py", *argv])
+        result[part] = found | dict(threads=options.threads, command=command, **provenance())
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps({part: found}, indent=1), flush=True)
+
+
+def pgd(options: argparse.Namespace) -> dict:
+    """PGD-20: seconds of whole evaluations, natural pass and verdicts included."""
+    import torchattacks
+
+    def theirs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return torchattacks.PGD(model, eps=EPS, alpha=2 / 255, steps=20)(x, y)
+
+    rows = []
+    for source in options.networks:
+        model, split = checkpoint.load(source), test_images(options.data, options.n)
+        sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options.chunk)}
+        sides |= ours(model, split, "pgd20", options.chunk)
+        rows.append(dict(network=source, n=len(split)) | race(sides, "torchattacks", options.rounds))
+    return dict(networks=rows)
+
+
+def cascade(options: argparse.Namespace) -> dict:
+    """Our cascade beside the official AutoAttack, and the images that they judge differently."""
+    rows = []
+    for source in options.networks:
+        model, split = checkpoint.load(source), test_images(options.data, options.n_cascade)
+        classes = int(split.labels.max()) + 1
+        official = Official(norm="Linf", eps=EPS, seed=0, classes=classes)
+        sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options.chunk)}
+        sides |= ours(model, split, "cascade", options.chunk)
+        rows.append(dict(network=source, n=len(split)) | race(sides, "autoattack", 1))
+    return dict(networks=rows)
+
+
+def rate(options: argparse.Namespace) -> dict:
+    """A ResNet-18's attack steps, as a share of the rate of matrix products in the same precision."""
+    model = build("resnet18").eval().to(memory_format=torch.channels_last)
+    x = noise.uniform(1, torch.arange(options.chunk // 2), (3, 32, 32)).contiguous(memory_format=torch.channels_last)
+    y, search, found = torch.arange(len(x)) % 10, PGD(), {}
+    with attackable(model, x) as quick:
+        rows = begin(search, x, y, None, lambda: x)
+        with Operations() as counter:
+            ask(search, quick, rows)
+        for precision, dtype in precisions().items():
+            a = torch.randn(2048, 2048).to(dtype)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                pairs = [
+                    (timed(lambda a=a: a @ a), timed(lambda: ask(search, quick, rows))) for _ in range(options.rounds)
+                ]
+            product, step = (min(column) for column in zip(*pairs, strict=True))
+            matrix, attack = 2 * 2048**3 / product, counter.total / step
+            found[precision] = dict(matrix_gflops=matrix / 1e9, attack_gflops=attack / 1e9, share=attack / matrix)
+    return dict(network="resnet18", batch=len(x), **found)
+
+
+def memory(options: argparse.Namespace) -> dict:
+    """Peak memory of an evaluation beside its images, each size in a process of its own. Linux."""
+    code = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from evaluation import resident, Split, build, evaluate, Path
+n, chunk = int(sys.argv[2]), int(sys.argv[3])
+torch.manual_seed(0)
+split = Split(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10)
+model = build("resnet8-x0.25").eval()
+evaluate(model, split.take(torch.arange(chunk)), ["pgd1"], chunk=chunk)
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+evaluate(model, split, ["pgd1"], chunk=chunk)
+print(resident("VmHWM") - before)
+"""
+    here, found = str(Path(__file__).parent), {}
+    for n in (1_000, 10_000, 100_000):
+        command = [sys.executable, "-c", code, here, str(n), str(options.chunk)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[str(n)] = float(done.stdout.split()[-1])
+    return dict(network="resnet8-x0.25", attack="pgd1", chunk=options.chunk, peak_mb=found)
+
+
+PARTS = {"pgd": pgd, "cascade": cascade, "rate": rate, "memory": memory}
+
+
+def ours(model: nn.Module, split: Split, attack: str, chunk: int) -> dict[str, Callable[[], Tensor]]:
+    """Each precision that the processor is fast at -> who withstood, (N,) bool."""
+    fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(dtype: torch.dtype) -> Tensor:
+        def context():
+            return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+
+        return evaluate(fast, split, [attack], chunk=chunk, search=context).survivors
+
+    return {f"gacd {name}": lambda dtype=dtype: run(dtype) for name, dtype in precisions().items()}
+
+
+def precisions() -> dict[str, torch.dtype]:
+    return {"32": torch.float32} | ({"bf16": torch.bfloat16} if fast_bfloat16("cpu") else {})
+
+
+def batches(model: nn.Module, split: Split, attack: Callable[..., Tensor], size: int) -> Tensor:
+    """What the peers' users write: attack each batch, look at the predictions."""
+    robust = []
+    for where in torch.arange(len(split)).split(size):
+        x, y = datasets.pixels(split.images[where]), split.labels[where]
+        with torch.no_grad():
+            natural = model(x).argmax(1) == y
+        x_adv = attack(model, x, y)
+        with torch.no_grad():
+            robust.append(natural & (model(x_adv).argmax(1) == y))
+    return torch.cat(robust)
+
+
+def race(sides: dict[str, Callable[[], Tensor]], peer: str, rounds: int) -> dict:
+    """Sides in turn; images per second at the median, ratios to the peer, verdicts that differ from the peer's."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    verdicts = {}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            gc.collect()
+            start = time.perf_counter()
+            verdicts[name] = side()
+            seconds[name].append(time.perf_counter() - start)
+    found = {}
+    for name, robust in verdicts.items():
+        taken = median(seconds[name])
+        found[name] = dict(
+            images_per_second=len(robust) / taken, robust=float(robust.double().mean()), seconds=seconds[name]
+        )
+        if name != peer:
+            only = robust & ~verdicts[peer]
+            other = ~robust & verdicts[peer]
+            found[name] |= dict(speedup=median(seconds[peer]) / taken)
+            found[name] |= dict(
+                only_peer_beats=only.nonzero()[:, 0].tolist(), only_gacd_beats=other.nonzero()[:, 0].tolist()
+            )
+    return dict(sides=found)
+
+
+def test_images(data: str, n: int) -> Split:
+    return datasets.load(data).test.take(torch.arange(n))
+
+
+def timed(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def resident(field: str) -> float:
+    """MB resident now (VmRSS) or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()

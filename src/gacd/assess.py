@@ -1,0 +1,211 @@
+"""The command `evaluate`: accuracy on test images and under attack, and whether the number can be believed."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gacd import checkpoint, ranks, results
+from gacd import data as datasets
+from gacd.audit import MOST, Audit, audit
+from gacd.cli import Ratio
+from gacd.datasets import Split
+from gacd.device import launch
+from gacd.errors import Invalid, NotFinite, Suspect, UsageError
+from gacd.evaluation import STANDARD, Evaluation, interval
+from gacd.evaluation import evaluate as measure
+from gacd.journal import Journal
+from gacd.progress import Progress
+
+
+def evaluate(
+    source: str,
+    *,
+    attacks: list[str] = list(STANDARD),  # noqa: B006  read by the command line, never changed
+    data: str | None = None,
+    eps: list[float] = [8 / 255],  # noqa: B006
+    step_size: float | None = None,
+    norm: Literal["Linf", "L2"] = "Linf",
+    n: int | None = None,
+    chunk: int = 250,
+    seed: int = 0,
+    audits: Literal["quick", "full"] = "quick",
+    teacher: str | None = None,
+    data_dir: str | None = None,
+    size: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    out: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    devices: int = 1,
+    precision: Literal["auto", "32", "bf16"] = "auto",
+) -> None:
+    """Natural and robust accuracy on test images, audited; exits with 3 if SUSPECT and 4 if INVALID.
+
+    Numbers are added to results.json. An evaluation that was stopped goes on where it was.
+
+    Args:
+        source: a run directory, a file in its checkpoints/, ARCH:FILE, or package.module:factory.
+        attacks: such as pgd20, margin20x5 (five restarts), fgsm, autoattack.
+        data: the run's if absent.
+        eps: radii in pixel units, such as 8/255; several give a curve.
+        step_size: of pgd and margin, in pixel units; a quarter of eps if absent.
+        norm: of the ball.
+        n: only the first n test images.
+        chunk: images per forward.
+        seed: of whatever is random.
+        audits: quick, or full: several times the cost of the attacks.
+        teacher: a network from which the full audits transfer attacks, a source.
+        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+        size: pixels a side.
+        mean: a foreign network's normalisation, a number per channel.
+        std: likewise.
+        out: directory for results.json; the run's own if absent.
+        device: cpu, cuda, or the best there is.
+        devices: processes on this machine, each with a part of the images; torchrun sets it by itself.
+        precision: of the search for adversarial images; verdicts are float32. "auto" is bf16 where the device is fast
+            at it, else 32.
+    """
+    if chunk < 1 or (n is not None and n < 1):
+        raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
+    opened = checkpoint.open_source(source, mean=mean, std=std)
+    guide = checkpoint.load(teacher) if teacher else None
+    data = data or opened.record.get("data")
+    if data is None:
+        raise UsageError("which images?", "--data", "the source does not say")
+    same = data == opened.record.get("data")
+    images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
+    split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
+    fabric, chosen = launch(device, devices, precision=precision)
+    model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    first = fabric.global_rank == 0
+    say = Console(quiet=not first)
+    for note in opened.notes:
+        say.print(note, markup=False)
+    where = Path(out) if out else opened.run
+    origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
+    origin |= dict(seed=seed, chunk=chunk, search=chosen)
+    known = dict(data_sha256=results.fingerprint(split), attacks=attacks)
+    rows: list[dict[str, Any]] = []
+    found: list[Audit] = []
+    seconds: dict[str, float] = {}
+    with Progress(len(split) * (len(attacks) + 1) * len(eps), quiet=not first) as progress, scratch(where) as folder:
+
+        def running(name: str, robust: int, judged: int) -> None:
+            low, high = interval(robust, judged)
+            progress.console.print(f"{name}: {robust / judged:.1%} ({low:.1%}-{high:.1%}) of {judged} images so far")
+
+        for radius in eps:
+            threat: dict[str, Any] = dict(norm=norm, eps=radius, step_size=step_size, chunk=chunk, seed=seed)
+            with Journal(folder, origin | threat | known) as journal:
+                result = _together(
+                    measure,
+                    model,
+                    split,
+                    attacks,
+                    **threat,
+                    search=fabric.autocast,
+                    done=progress.advance,
+                    running=running,
+                    journal=journal,
+                    shard=(fabric.global_rank, fabric.world_size),
+                )
+                if first:
+                    x, x_adv = _tried(split, journal)
+                    found.append(
+                        audit(
+                            model,
+                            x,
+                            split.labels[:MOST],
+                            **threat,
+                            correct=result.correct if result else None,
+                            x_adv=x_adv if result else None,
+                            source=source,
+                            mean=mean,
+                            std=std,
+                            teacher=guide,
+                            full=audits == "full",
+                        )
+                    )
+                    if result and found[-1].exit_code < 4:
+                        new = results.entries(result, origin, fabric.device, found[-1])
+                        rows += new[1:] if rows else new  # the natural images are the same at every radius
+                        seconds = result.seconds if len(eps) == 1 else {}
+                        if where:
+                            results.add(where, new, model)
+                fabric.barrier()
+    if not first:
+        return
+    if rows:
+        say.print(_table(rows, seconds))
+        if "pgd20" in attacks:
+            say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
+        if where:
+            say.print(f"written to {where / 'results.json'}", markup=False)
+    _conclude(found, eps, say)
+
+
+@contextmanager
+def scratch(where: Path | None) -> Iterator[Path]:
+    """The directory itself, or a temporary one."""
+    if where:
+        yield where
+    else:
+        with tempfile.TemporaryDirectory(prefix="gacd-") as folder:
+            yield Path(folder)
+
+
+def _together(measure: Callable[..., Evaluation], *args: Any, **options: Any) -> Evaluation | None:
+    """All processes' shards; None if the network is not finite somewhere: the audits say what it is."""
+    result = Evaluation()
+    with suppress(NotFinite):
+        result = measure(*args, **options)
+    if bool(ranks.either(torch.tensor([not result.correct]))):
+        return None
+    return result.union()
+
+
+def _tried(split: Split, journal: Journal) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first images (m,C,H,W) in [0,1], and the same with those that were beaten replaced by what beat them."""
+    x = split.images[:MOST]
+    x = datasets.pixels(x) if x.dtype == torch.uint8 else x
+    x_adv = x.clone()
+    positions, images, _ = journal.witnesses()
+    near = positions < len(x)
+    if near.any():
+        x_adv[positions[near]] = images[near]
+    return x, x_adv
+
+
+def _table(rows: list[dict[str, Any]], seconds: dict[str, float]) -> Table:
+    table = Table("attack", "norm", "eps", "step", "accuracy", "95 % interval", "n", "seconds")
+    for row in rows:
+        low, high = row["interval"]
+        shown = [row["attack"], row.get("norm", ""), row.get("eps", ""), row.get("step_size", "")]
+        taken = f"{seconds[row['attack']]:.1f}" if row["attack"] in seconds else ""
+        table.add_row(*shown, f"{row['accuracy']:.2%}", f"{low:.1%}-{high:.1%}", str(row["n"]), taken)
+    return table
+
+
+def _conclude(found: list[Audit], eps: list[float], say: Console) -> None:
+    """Prints what the audits found; raises what is not trusted."""
+    worst = max(found, key=lambda result: result.exit_code)
+    for radius, result in zip(eps, found, strict=True):
+        at = f" at eps {Ratio(radius)}" if len(eps) > 1 else ""
+        for finding in result.troubles:
+            say.print(f"{finding}{at}", markup=False)
+    passed = sum(finding.outcome == "passed" for finding in worst.findings)
+    left = [finding.name for finding in worst.findings if finding.outcome == "skipped"]
+    if worst.exit_code == 0:
+        also = f"; skipped: {', '.join(left)}" if left else ""
+        say.print(f"TRUSTED: {passed} audits passed{also} ({worst.seconds:.0f} s)", markup=False)
+        return
+    names = ", ".join(finding.name for finding in worst.troubles)
+    if worst.exit_code == 3:
+        raise Suspect("SUSPECT, an unverified upper bound on robustness", names, "see above")
+    raise Invalid("INVALID, no robust accuracy is given", names, "see above")

@@ -1,0 +1,156 @@
+"""Fast Adaptive Boundary attack (Croce and Hein, ICML 2020), targeted as in AutoAttack: the nearest mistake."""
+
+import torch
+from torch import Tensor
+
+from gacd import noise
+from gacd.attacks.apgd import count_targets, current, runners_up
+from gacd.attacks.loop import check_threat
+from gacd.attacks.search import Rows, Search
+from gacd.errors import InputError
+from gacd.losses import at_least_float32
+
+
+class TargetedFAB(Search):
+    """Steps onto the linearised boundary towards one class after the other; of all mistakes the nearest, on the ball.
+
+    One iteration moves, looks whether the point fools the network, and if so goes back towards the image. A look that
+    finds nothing is already the next iteration's gradient: so an image takes between `iterations` and twice as many
+    forwards a target, and "t" skips those it does not need. "z" may leave the ball: see `candidates`.
+
+    Args:
+        norm: "Linf".
+        eps: radius, in pixel units: the result is taken to it, and random starts lie within half of it.
+        seed: of the random starts.
+        steps: iterations a target.
+        targets: the classes with the largest natural logits but the true one's; at most classes - 1.
+        classes: of the network.
+        restart: its number; 0 starts at the image itself.
+        alpha_max: at most this share of a move is aimed from the image instead of from the point; in [0, 1].
+        eta: overshoot of a move, at least 1.
+        beta: share of the way from the image that is left after going back, in (0, 1).
+    """
+
+    targeted = True
+
+    def __init__(
+        self,
+        *,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        seed: int = 0,
+        steps: int = 100,
+        targets: int = 9,
+        classes: int = 10,
+        restart: int = 0,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+    ):
+        super().__init__(norm=norm, eps=eps, seed=seed)
+        check_threat(norm=norm, eps=eps, steps=steps)
+        if norm != "Linf":
+            raise InputError("FAB is there for Linf only", norm)
+        self.classes, self.runs, self.restart = classes, count_targets(targets, classes), restart
+        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
+        self.forwards = 2 * steps  # a target, at most
+        self.steps = self.forwards * self.runs
+
+    def begin(self, rows: Rows, logits: Tensor | None) -> None:
+        x = rows["x"]
+        rows["targets"] = runners_up(logits, rows["y"], self.runs, self.classes)
+        rows["z"] = self.start(x, rows["index"], torch.zeros_like(rows["t"]))
+        rows["best"], rows["distance"] = (
+            x.clone(),
+            torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device),
+        )
+
+    def objective(self, logits: Tensor, rows: Rows) -> Tensor:
+        """z_t - z_y, (B,): zero on the boundary between the target and the true class."""
+        pair = torch.stack([rows["y"], current(rows["targets"], rows["t"] // self.forwards)], 1)
+        true, aim = at_least_float32(logits).gather(1, pair).unbind(1)
+        return aim - true
+
+    def candidates(self, rows: Rows) -> Tensor:
+        z = rows["z"]
+        return ((z >= rows["low"]) & (z <= rows["high"])).flatten(1).all(1)
+
+    def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+        assert gradient is not None
+        x, z, t = rows["x"], rows["z"], rows["t"]
+        # a broken network's NaN goes into the result, and stays
+        broken = ~(gradient.flatten(1).isfinite().all(1) & logits.isfinite().all(1))
+        fooled = logits.argmax(1) != rows["y"]
+        distance = (z.double() - x.double()).abs().flatten(1).amax(1)
+        closer = fooled & (distance < rows["distance"]) & (t < self.steps)
+        best = torch.where(_image(closer), z, rows["best"])
+        rows["best"] = torch.where(_image(broken), torch.nan, best)
+        rows["distance"] = torch.where(closer, distance, rows["distance"]).masked_fill(broken, -torch.inf)
+
+        looks = t % 2 == 1  # after a move, or (even) at a start or after going back
+        back = looks & fooled
+        over = (t + 1) % self.forwards == 0
+        moved = self._move(x, z, value, gradient)
+        z = torch.where(_image(back), x + (z - x) * self.beta, moved)
+        run = (t + 1) // self.forwards
+        some = (over & (run < self.runs)).nonzero()[:, 0]
+        if len(some):
+            z[some] = self.start(x[some], rows["index"][some], run[some])
+        rows["z"], rows["t"] = z, t + (looks & ~fooled & ~over)
+
+    def found(self, rows: Rows) -> Tensor:
+        return self.project(rows, rows["best"])
+
+    def start(self, x: Tensor, index: Tensor, run: Tensor) -> Tensor:
+        """First images (B,C,H,W) of the runs with these numbers (B,): x, or at random, half a radius from it."""
+        if not self.restart:
+            return x.clone()
+        key = noise.key(self.seed, "fab", self.restart)
+        index = noise.bits(key, index, self.runs).gather(1, run[:, None])[:, 0]
+        way = 2 * noise.uniform(noise.key(key, "start"), index, tuple(x.shape[1:])).to(x.dtype) - 1
+        return (x + self.eps / 2 * way / _image(way.abs().flatten(1).amax(1).clamp_min(1e-12))).clamp(0, 1)
+
+    def _move(self, x: Tensor, z: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Past the hyperplane value + <gradient, . - z> = 0, from z and from x: (B,C,H,W) in [0,1]."""
+        b = len(x)
+        w, here, image = (v.flatten(1).double() for v in (gradient, z, x))
+        gap = torch.cat([-value.double(), (w * (here - image)).sum(1) - value.double()])
+        move = to_hyperplane(torch.cat([here, image]), torch.cat([w, w]), gap)
+        length = move.abs().amax(1, keepdim=True).clamp_min(1e-8)
+        alpha = (length[:b] / (length[:b] + length[b:])).clamp_max(self.alpha_max)
+        moved = (here + self.eta * move[:b]) * (1 - alpha) + (image + self.eta * move[b:]) * alpha
+        return torch.empty_like(z).copy_(moved.view(z.shape)).clamp_(0, 1)
+
+
+def to_hyperplane(point: Tensor, w: Tensor, gap: Tensor) -> Tensor:
+    """The shortest move in the Linf norm onto a hyperplane, within the box.
+
+    Every coordinate goes min(length, room) in its own direction; the gap closed by that is concave and piecewise linear
+    in `length`, so Newton's iteration from 0 ends after finitely many steps on the piece that holds the solution.
+
+    Args:
+        point: (B,D) float64 in [0,1].
+        w: (B,D) normals.
+        gap: (B,) what <w, move> must be.
+
+    Returns:
+        (B,D) move, point + move in [0,1]; as far as the box goes where it holds no point of the hyperplane.
+    """
+    way = w.sign() * gap.sign()[:, None]
+    room = torch.where(way > 0, 1 - point, torch.where(way < 0, point, 0))
+    weight, gap = w.abs(), gap.abs()
+    closes = weight * room
+    length, full = torch.zeros_like(gap), torch.full_like(gap, -1, dtype=torch.int64)
+    while True:
+        stopped = room <= length[:, None]
+        count = stopped.sum(1)
+        if bool((count == full).all()):
+            return way * torch.minimum(length[:, None], room)
+        full = count  # a row whose piece is settled repeats itself to the bit while the others go on
+        free = torch.where(stopped, 0, weight).sum(1)
+        rest = gap - torch.where(stopped, closes, 0).sum(1)
+        length = torch.maximum(length, torch.where(free > 0, (rest / free).clamp_min(0), torch.inf))
+
+
+def _image(row: Tensor) -> Tensor:
+    return row.view(-1, 1, 1, 1)

@@ -1,0 +1,101 @@
+"""Square Attack (Andriushchenko et al., ECCV 2020): random search that asks a network for logits alone."""
+
+import torch
+from torch import Tensor
+
+from gacd import noise
+from gacd.attacks.loop import check_threat
+from gacd.attacks.search import Rows, Search
+from gacd.errors import InputError
+from gacd.losses import margin_loss
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10000 queries: after each the squares' area is halved
+
+
+class Square(Search):
+    """Square Attack in the Linf ball, its best point by margin.
+
+    It starts at vertical stripes on the ball's faces, a sign for each colour and column; every query then proposes a
+    square of one sign a colour, anywhere in the image (as in the paper; the authors' code leaves out the last row and
+    column), and keeps it where the margin grew. Each image has its own squares.
+
+    Args:
+        norm: "Linf".
+        eps: radius, in pixel units.
+        seed: of the stripes and squares.
+        steps: queries, the stripes' included.
+        p_init: share of the image that the first squares cover, in (0, 1].
+        rescale: whether the schedule of 10000 queries is shrunk to `steps`; AutoAttack runs half of it instead.
+        classes: of the network; unused, so that all attacks can be made alike.
+        restart: its number, part of what everything is drawn from.
+    """
+
+    needs = "logits"
+
+    def __init__(
+        self,
+        *,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        seed: int = 0,
+        steps: int = 5000,
+        p_init: float = 0.8,
+        rescale: bool = True,
+        classes: int | None = None,
+        restart: int = 0,
+    ):
+        super().__init__(norm=norm, eps=eps, seed=seed)
+        check_threat(norm=norm, eps=eps, steps=steps)
+        if norm != "Linf":
+            raise InputError("the Square Attack is there for Linf only", norm)
+        if not 0 < p_init <= 1:
+            raise InputError("p_init must be in (0, 1]", p_init)
+        self.steps, self.p_init, self.rescale, self.restart = steps, p_init, rescale, restart
+        self.key = noise.key(seed, "square", restart)
+
+    def begin(self, rows: Rows, logits: Tensor | None) -> None:
+        x = rows["x"]
+        _, c, _, w = x.shape
+        up = noise.uniform(noise.key(self.key, "stripes"), rows["index"], (c, 1, w)) < 0.5
+        rows["z"] = torch.empty_like(x).copy_(
+            torch.where(up, rows["high"], rows["low"])
+        )  # in the images' memory format
+        rows["best"], rows["best_value"] = x.clone(), x.new_full((len(x),), -torch.inf)
+        rows["stream"] = noise.bits(noise.key(self.key, "stream"), rows["index"], 1)[:, 0]
+
+    def objective(self, logits: Tensor, rows: Rows) -> Tensor:
+        return margin_loss(logits, rows["y"])
+
+    def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+        better, broken = value > rows["best_value"], value.isnan()  # which the result shows
+        best = torch.where(better.view(-1, 1, 1, 1), rows["z"], rows["best"])
+        rows["best"] = torch.where(broken.view(-1, 1, 1, 1), torch.nan, best)
+        rows["best_value"] = torch.where(better | broken, value.to(rows["best_value"].dtype), rows["best_value"])
+        where, up = self.square(rows)
+        rows["z"] = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
+
+    def found(self, rows: Rows) -> Tensor:
+        return rows["best"]
+
+    def square(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Where each row's next square lies, (B,1,H,W) bool, and whether it goes up, (B,C,1,1) bool."""
+        _, c, h, w = rows["x"].shape
+        size = self.sizes(h, w, rows["t"].device)[self._halvings(rows["t"])]
+        stream = rows["stream"] + rows["t"].to(torch.int32)
+        draw = noise.uniform(noise.key(self.key, "square"), stream, (2 + c,))
+        inside = []
+        for side, u in ((h, draw[:, 0]), (w, draw[:, 1])):
+            first = (u * (side - size + 1)).long()[:, None]
+            place = torch.arange(side, device=size.device)
+            inside.append((place >= first) & (place < first + size[:, None]))
+        return (inside[0][:, :, None] & inside[1][:, None, :])[:, None], (draw[:, 2:] < 0.5)[:, :, None, None]
+
+    def sizes(self, h: int, w: int, device: torch.device | str | None = None) -> Tensor:
+        """Pixels a side of a square after so many halvings of its area, (10,) int64."""
+        sides = [round((self.p_init / 2**halved * h * w) ** 0.5) for halved in range(len(HALVINGS) + 1)]
+        return torch.tensor([min(max(side, 1), h, w) for side in sides], device=device)
+
+    def _halvings(self, t: Tensor) -> Tensor:
+        """How often the area was halved before the t-th square, t = 0, 1, ...: (B,) int64."""
+        query = t * 10000 // max(self.steps, 1) if self.rescale else t
+        return torch.bucketize(query, torch.tensor(HALVINGS, device=t.device))

@@ -1,0 +1,250 @@
+"""Audits: what is broken is refused by name, what is sound is not."""
+
+import copy
+import random
+
+import pytest
+import torch
+from broken import BROKEN, Broken, HalfLogits, HugeLogits, Probabilities, Shattered
+from torch import nn
+
+from gacd import checkpoint, data, noise
+from gacd.attacks import ATTACKS, maximize
+from gacd.attacks.loop import box
+from gacd.audit import FULL, QUICK, Audit, Finding, audit
+from gacd.errors import InputError
+from gacd.losses import cross_entropy
+from gacd.models import build
+
+EPS = 0.1
+NAMES = [*QUICK, "re-check"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def sound(digits):
+    """A small network trained on adversarial images for a second."""
+    return trained(digits, "resnet8-x0.25", EPS, epochs=3)
+
+
+@pytest.fixture
+def images(digits):
+    return data.pixels(digits.test.images[:60]), digits.test.labels[:60]
+
+
+def trained(digits, name, eps, *, epochs=2, seed=0):
+    model, x, y = fresh(digits, name, seed), data.pixels(digits.train.images), digits.train.labels
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    for epoch in range(epochs):
+        for rows in noise.permutation(noise.key(seed, epoch), len(y)).split(64):
+            z, labels = x[rows], y[rows]
+            if eps:
+                model.eval()
+                start = z + eps * (2 * noise.uniform(noise.key(seed, "start"), rows, tuple(z.shape[1:])) - 1)
+                loss = lambda v, labels=labels: cross_entropy(model(v), labels)  # noqa: E731
+                z = maximize(z, loss, eps=eps, step_size=0.8 * eps, steps=2, start=start)
+            model.train()
+            optimiser.zero_grad()
+            cross_entropy(model(z), labels).mean().backward()
+            optimiser.step()
+    return model.eval()
+
+
+def fresh(digits, name, seed):
+    """Random weights, the batch norms' statistics those of the images."""
+    torch.manual_seed(seed)
+    model = build(name, 10, digits.mean, digits.std)
+    with torch.no_grad():
+        for _ in range(20):
+            model(data.pixels(digits.train.images[:200]))
+    return model.eval()
+
+
+def verdicts(model, x, y, *names, norm="Linf", eps=EPS):
+    """Masks and adversarial images as an evaluation would hand them over."""
+    with torch.no_grad():
+        correct, x_adv = {"natural": model(x).argmax(1) == y}, x.clone()
+        for name in names:
+            found = ATTACKS[name](model, x, y, norm=norm, eps=eps, step_size=eps / 4)
+            right = model(found).argmax(1) == y
+            correct[name] = correct["natural"] & right
+            x_adv[~right] = found[~right]
+    return dict(correct=correct, x_adv=x_adv)
+
+
+def finding(result, name):
+    return next(f for f in result.findings if f.name == name)
+
+
+@pytest.mark.parametrize(("kind", "name", "verdict"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_broken_network_is_refused_by_name(sound, images, kind, name, verdict):
+    x, y = images
+    result = audit(kind(copy.deepcopy(sound)).eval(), x[:40], y[:40], eps=EPS, chunk=20)
+    assert [f.name for f in result.findings] == NAMES
+    against = finding(result, name)
+    assert against.outcome.upper() == verdict
+    assert against in result.troubles
+    assert result.verdict in (verdict, "INVALID")
+    assert result.exit_code == {"SUSPECT": 3, "INVALID": 4}[result.verdict]
+
+
+SOUND = [(name, None, seed) for name in ("resnet8-x0.25", "resnet20-x0.25", "wrn-10-1") for seed in (0, 1)]
+SOUND += [("wrn-16-1", None, 0), ("dm-wrn-10-1", None, 0), ("dm-wrn-10-1", None, 1), ("resnet8", None, 2)]
+SOUND += [("resnet8-x0.25", 0, 1), ("resnet8-x0.25", 0, 2), ("resnet8-x0.5", 0, 3), ("resnet8-x0.25", EPS, 1)]
+SOUND += [("resnet8-x0.25", 0.05, 2), ("resnet8-x0.5", EPS, 3), ("resnet20-x0.25", 0, 0), ("wrn-10-1", 0, 0)]
+SOUND += [("wrn-10-1", EPS, 0), ("mobilenetv2-x0.1", 0, 1)]
+
+
+@pytest.mark.parametrize(("name", "eps", "seed"), SOUND)
+def test_a_sound_network_is_not(digits, images, name, eps, seed):
+    x, y = images
+    model = fresh(digits, name, seed) if eps is None else trained(digits, name, eps, seed=seed)
+    result = audit(model, x, y if eps is not None else model(x).argmax(1), eps=EPS, chunk=30)
+    assert not result.troubles
+    assert (result.verdict, result.exit_code, result.n) == ("TRUSTED", 0, 60)
+    assert [f.name for f in result.findings if f.outcome == "skipped"] == ["re-check"]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", 0.5)])
+def test_an_evaluation_s_own_verdicts_are_audited(sound, images, tmp_path, norm, eps):
+    x, y = images
+    source = tmp_path / "net.safetensors"
+    checkpoint.ship(checkpoint.Opened(sound, "last"), source)
+    given = verdicts(sound, x, y, "fgsm", "pgd", "margin", norm=norm, eps=eps)
+    threat = dict(norm=norm, eps=eps, chunk=30)
+    result = audit(sound, x, y, **threat, **given, source=str(source))
+    assert {f.outcome for f in result.findings} == {"passed"}
+    assert finding(result, "re-check").says.startswith("0 of 60 verdicts differ")
+
+    pixel = (0, *((x[0] > 0.2) & (x[0] < 0.4)).nonzero()[0].tolist())
+    edge = x.clone()
+    edge[pixel] = box(x, eps)[1][pixel]
+    assert finding(audit(sound, x, y, **threat, **given | dict(x_adv=edge)), "ball and box").outcome == "passed"
+    edge[pixel] = edge[pixel].nextafter(torch.tensor(1.0))
+    assert finding(audit(sound, x, y, **threat, **given | dict(x_adv=edge)), "ball and box").outcome == "invalid"
+    for value in (-1e-45, 1 + 2**-23, float("nan")):
+        outside = given["x_adv"].clone()
+        outside[7, 0, 3, 3] = value
+        assert finding(audit(sound, x, y, **threat, **given | dict(x_adv=outside)), "ball and box").outcome == "invalid"
+    wrong = given["correct"] | dict(natural=~given["correct"]["natural"])
+    assert finding(audit(sound, x, y, **threat, **given | dict(correct=wrong)), "eps = 0").outcome == "invalid"
+    if norm == "Linf":
+        nothing = dict(natural=given["correct"]["natural"], pgd20=given["correct"]["natural"])
+        result = audit(sound, x, y, **threat, correct=nothing)
+        assert finding(result, "one step").outcome == "suspect"
+        assert finding(result, "ball and box").outcome == "skipped"
+
+
+def test_other_weights_in_the_file_are_found_by_a_fresh_process(digits, sound, images, tmp_path):
+    source = tmp_path / "net.safetensors"
+    checkpoint.ship(checkpoint.Opened(fresh(digits, "resnet8-x0.25", 1), "last"), source)
+    given = verdicts(sound, *images, "pgd")
+    result = audit(sound, *images, eps=EPS, chunk=30, **given, source=str(source))
+    assert [f.name for f in result.troubles] == ["re-check"]
+    assert result.verdict == "INVALID"
+    result = audit(sound, *images, eps=EPS, chunk=30, **given, source=str(tmp_path / "none"))
+    assert "no such run or file" in finding(result, "re-check").says
+
+
+@pytest.mark.parametrize("kind", [HugeLogits, HalfLogits, Probabilities])
+def test_odd_logits_are_no_trouble_to_a_margin_loss(sound, images, kind):
+    model = kind(sound).eval()
+    result = audit(model, *images, eps=EPS, chunk=30, **verdicts(model, *images, "pgd", "margin"))
+    assert finding(result, "logits").outcome == "passed"
+    assert "the margin loss breaks" in finding(result, "logits").says
+
+
+def test_the_full_audits_pass_a_sound_network(digits, sound, images):
+    x, y = images
+    given = verdicts(sound, x, y, "pgd", "margin")
+    result = audit(sound, x, y, eps=EPS, chunk=30, **given, teacher=sound, full=True, noises=60)
+    assert [f.name for f in result.findings] == [*NAMES, *FULL]
+    assert not result.troubles
+    assert result.record()["verdict"] == "TRUSTED"
+
+
+def test_noise_finds_what_a_shattered_gradient_hides(sound, images):
+    x, y = images
+    result = audit(Shattered(sound).eval(), x[:30], y[:30], eps=EPS, chunk=30, full=True, noises=300)
+    assert finding(result, "black box, transfer, noise").outcome == "suspect"
+    assert result.exit_code == 3
+
+
+def test_a_planted_region_is_missed_where_gradients_are_masked(sound, images):
+    x, y = images
+    model = copy.deepcopy(sound)
+    model.features = lambda z: sound.features((z * 64).round() / 64)
+    result = audit(model, x[:20], y[:20], eps=EPS, chunk=20, full=True, noises=20)
+    assert finding(result, "planted region").outcome == "suspect"
+
+
+def test_a_gradient_is_checked_in_float32_where_there_is_no_twin(sound, images):
+    class Uncopied(Broken):
+        def __deepcopy__(self, memo):
+            raise TypeError
+
+    result = audit(Uncopied(sound).eval(), *images, eps=EPS, chunk=30)
+    assert not result.troubles
+    assert finding(result, "true gradient").outcome == "passed"
+
+
+def test_a_network_that_raises_is_a_finding(images):
+    class Raises(nn.Module):
+        def forward(self, x):
+            raise ZeroDivisionError("in the network\nitself")
+
+    result = audit(Raises().eval(), *images, eps=EPS)
+    assert result.exit_code == 4
+    assert [f.name for f in result.findings] == NAMES
+    assert "could not be carried out, ZeroDivisionError: in the network itself" in finding(result, "finite").says
+    assert "\n" not in str(finding(result, "finite"))
+
+
+def test_the_network_and_the_generators_are_left_alone(sound, images):
+    model = copy.deepcopy(sound).train()
+    model.bn1.eval()
+    modes = [module.training for module in model.modules()]
+    rng, other = torch.get_rng_state(), random.getstate()
+    with torch.no_grad():
+        result = audit(model, *images, eps=EPS, chunk=30)
+        assert not torch.is_grad_enabled()
+    assert [f.name for f in result.troubles] == ["mode and side effects"]
+    assert "call model.eval()" in result.troubles[0].fix
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(v, sound.state_dict()[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert random.getstate() == other
+
+
+def test_the_worst_finding_is_the_verdict():
+    def exits(*outcomes):
+        result = Audit([Finding(str(i), outcome, "") for i, outcome in enumerate(outcomes)])
+        return result.verdict, result.exit_code
+
+    assert exits() == exits("passed", "skipped") == ("TRUSTED", 0)
+    assert exits("suspect", "passed") == ("SUSPECT", 3)
+    assert exits("suspect", "invalid", "passed") == ("INVALID", 4)
+    result = Audit([Finding("a", "suspect", "x"), Finding("b", "invalid", "y", "z")])
+    assert [str(f) for f in result.troubles] == ["invalid: b: y (z)", "suspect: a: x"]
+
+
+def test_what_is_missing_is_said(sound, images):
+    x, y = images
+    with pytest.raises(InputError, match="natural"):
+        audit(sound, x, y, correct={"pgd20": y > 0})
+    with pytest.raises(InputError, match="each image's verdict"):
+        audit(sound, x, y, correct={"natural": y[:5] > 0})
+    with pytest.raises(InputError, match="did you mean 8/255"):
+        audit(sound, x, y, eps=8)
+
+
+def test_a_thousand_images_are_enough(images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    x = noise.uniform(3, torch.arange(1010), (1, 8, 8))
+    result = audit(model, x, model(x).argmax(1), eps=0.01)
+    assert (result.n, result.verdict) == (1000, "TRUSTED")

@@ -1,0 +1,189 @@
+"""Targeted FAB: its projection is exact, its result is near the boundary, and its verdicts are the true ones."""
+
+import numpy
+import pytest
+import torch
+from scipy.optimize import linprog
+from test_apgd import bumpy, plane_case
+from test_square import (
+    attack,
+    broken_network_is_noticed,
+    curved,
+    forward,
+    images,
+    linear,
+    linear_case,
+    linear_worst,
+    no_side_effects,
+    rows_stand_alone,
+    stays_inside,
+    whatever_the_order,
+)
+
+from gacd import noise
+from gacd.attacks.fab import TargetedFAB, to_hyperplane
+from gacd.attacks.search import begin
+from gacd.errors import InputError
+
+
+def problems(n=60, size=7):
+    """Points with coordinates on the box's faces, normals with zeros and equal entries, gaps of all sizes: float64."""
+    point = noise.uniform(1, torch.arange(n), (size,)).double()
+    point[::3, 0], point[::4, 1], point[::5] = 0, 1, point[::5].round()
+    w = noise.normal(2, torch.arange(n), (size,)).double() * 10.0 ** (torch.arange(n).double()[:, None] % 9 - 6)
+    w[::2, 2], w[::7], w[1::7] = 0, w[::7].sign(), 0.5 * w[1::7].abs().amax(1, keepdim=True)
+    w[11] = 0
+    most = (w.clamp_min(0) * (1 - point) - w.clamp_max(0) * point).sum(1)
+    least = (w.clamp_max(0) * (1 - point) - w.clamp_min(0) * point).sum(1)
+    share = noise.uniform(3, torch.arange(n)).double() * 1.3
+    share[::9], share[5::9] = 0, 1e-9
+    return point, w, torch.where(torch.arange(n) % 2 == 0, share * most, share * least)
+
+
+def test_the_shortest_move_onto_a_hyperplane_against_linear_programming():
+    point, w, gap = problems()
+    move = to_hyperplane(point, w, gap)
+    assert bool(((point + move >= 0) & (point + move <= 1 + 1e-15)).all())
+    out_of_reach = 0
+    for p, normal, g, m in zip(point.numpy(), w.numpy(), gap.numpy(), move.numpy(), strict=True):
+        unit = float(numpy.abs(normal).max()) or 1.0
+        d = len(p)  # of (move, length): least length with |move| <= length, point + move in the box, <w, move> = gap
+        bounds = [(-v, 1 - v) for v in p] + [(0, None)]
+        corner = numpy.hstack([numpy.vstack([numpy.eye(d), -numpy.eye(d)]), -numpy.ones((2 * d, 1))])
+        best = linprog(
+            [0.0] * d + [1.0],
+            A_ub=corner,
+            b_ub=numpy.zeros(2 * d),
+            A_eq=[[*(normal / unit), 0.0]],
+            b_eq=[g / unit],
+            bounds=bounds,
+        )
+        if best.success:
+            assert abs(m @ normal - g) <= 1e-12 * unit
+            assert abs(numpy.abs(m).max() - best.fun) <= 1e-9
+        else:  # then as far as the box goes
+            out_of_reach += 1
+            corner_move = numpy.where(normal * g > 0, 1 - p, -p) * (normal != 0)
+            assert numpy.allclose(m, corner_move, atol=1e-12)
+    assert 5 < out_of_reach < 30
+
+
+def test_the_shortest_move_stands_alone():
+    point, w, gap = problems(200, 700)
+    together = to_hyperplane(point, w, gap)
+    for i in range(0, 200, 7):
+        assert torch.equal(to_hyperplane(point[i : i + 1], w[i : i + 1], gap[i : i + 1])[0], together[i])
+
+
+def test_an_iteration_equals_the_papers():
+    """From the image over the hyperplane by 5 %; a mistake is taken back by a tenth; then a tenth's weight on x."""
+    x = images(12, 0.3, 0.7).double()
+    y = linear()(x).argmax(1)
+    search = TargetedFAB(eps=0.05, targets=1)
+    rows = begin(search, x, y, torch.arange(12), lambda: linear()(x))
+    target = linear()(x).argsort(dim=1, descending=True)[:, 1]
+    weight = noise.normal(1, torch.arange(10), (48,)).double()
+    w = weight[target] - weight[y]
+    margin = (linear()(x).gather(1, y[:, None]) - linear()(x).gather(1, target[:, None]))[:, 0]
+    step = (margin / w.abs().sum(1))[:, None] * w.sign()  # no face of the box is near
+    forward(search, linear(), rows)
+    first = x.flatten(1) + 1.05 * step
+    assert torch.allclose(rows["z"].flatten(1), first, rtol=0, atol=1e-12)
+    assert rows["t"].tolist() == [1] * 12
+    forward(search, linear(), rows)
+    assert torch.allclose(rows["z"].flatten(1), x.flatten(1) + 0.9 * 1.05 * step, rtol=0, atol=1e-12)
+    assert rows["t"].tolist() == [2] * 12
+    forward(search, linear(), rows)
+    here = x.flatten(1) + 0.945 * step
+    length = (0.055 * step.abs().amax(1), step.abs().amax(1))
+    alpha = (length[0] / (length[0] + length[1])).clamp_max(0.1)[:, None]
+    second = (here + 1.05 * 0.055 * step) * (1 - alpha) + (x.flatten(1) + 1.05 * step) * alpha
+    assert torch.allclose(rows["z"].flatten(1), second, rtol=0, atol=1e-12)
+    assert torch.allclose(rows["best"].flatten(1), first, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 50.0, 1e4])
+def test_a_linear_network_s_verdicts_are_the_true_ones(scale):
+    x, y, eps, robust = linear_case()
+    search = TargetedFAB(eps=eps, steps=12)
+    right, rows = attack(search, linear(scale), x, y)
+    assert torch.equal(right, robust)
+    found = rows["best"] - x
+    nearest = linear_worst(x, y, found.abs().flatten(1).amax(1).double()[:, None, None, None] * 0.98)
+    assert bool((nearest < 0).all())  # no mistake lies 2 % nearer than the one found
+
+
+def test_curved_borders_against_an_exhaustive_grid():
+    x, y, eps, robust = plane_case()
+    assert torch.equal(attack(TargetedFAB(eps=eps, classes=4, steps=40), bumpy, x, y)[0], robust)
+
+
+def test_a_mistake_inside_the_ball_is_found_though_later_points_are_none():
+    x, y, eps, robust = linear_case()
+    search = TargetedFAB(eps=eps, steps=12)
+    _, rows = attack(search, linear(), x, y)
+    inside = rows["distance"] <= eps
+    assert torch.equal(inside, ~robust)
+    assert bool((linear()(search.found(rows)).argmax(1) != y)[inside].all())
+    asked = begin(search, x, y, torch.arange(len(x)), lambda: linear()(x))
+    forward(search, linear(), asked)
+    outside = (asked["z"].double() - x.double()).abs().flatten(1).amax(1) > eps
+    assert torch.equal(search.candidates(asked), ~outside)
+    assert 0 < int(outside.sum()) < len(x)
+
+
+def test_iterations_and_forwards():
+    """A look that finds nothing serves the next iteration: robust rows end in about half the forwards."""
+    x = images(4)
+    y = curved(x).argmax(1)
+    search, asked = TargetedFAB(eps=0.01, steps=10, targets=3), 0
+
+    def never(z):
+        return 0 * linear()(z) + torch.nn.functional.one_hot(y, 10)
+
+    rows = begin(search, x, y, torch.arange(4), lambda: never(x))
+    while bool((rows["t"] < search.steps).any()):
+        forward(search, never, rows)
+        asked += 1
+    assert asked == 3 * 11
+    assert torch.equal(search.found(rows), x)
+
+
+def test_a_row_that_is_through_stays_as_it_is():
+    x = images(40)
+    y, search = curved(x).argmax(1), TargetedFAB(eps=0.01, steps=3, targets=3)
+    rows = begin(search, x, y, torch.arange(40), lambda: curved(x))
+    ended = torch.full_like(x, torch.nan)
+    for _ in range(3 * search.steps):
+        forward(search, curved, rows)
+        over = (rows["t"] >= search.steps)[:, None, None, None]
+        ended = torch.where(over & ended.isnan(), rows["best"], ended)
+    assert torch.equal(rows["best"], ended)
+
+
+def test_rows_stand_alone():
+    rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4), curved, 30)
+    rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4, restart=1), curved, 30)
+
+
+def test_a_function_of_seed_and_image_whatever_the_order():
+    whatever_the_order(lambda **options: TargetedFAB(eps=0.1, steps=6, targets=4, **options), seeds=False)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-3, 8 / 255, 1.0])
+@pytest.mark.parametrize("restart", [0, 1])
+def test_inside_the_ball_and_the_box_in_exact_arithmetic(eps, restart):
+    stays_inside(lambda **options: TargetedFAB(steps=6, restart=restart, **options), "Linf", eps)
+
+
+def test_no_side_effects():
+    no_side_effects(TargetedFAB(steps=4, targets=3, restart=1))
+
+
+def test_a_broken_network_is_noticed():
+    broken_network_is_noticed(TargetedFAB(steps=10, targets=2))
+
+
+def test_l2_is_refused():
+    with pytest.raises(InputError, match="Linf only: L2"):
+        TargetedFAB(norm="L2")
