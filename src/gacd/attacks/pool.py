@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gacd.attacks.official import Official
 from gacd.attacks.search import Rows, Search, ask, begin
@@ -17,7 +18,7 @@ BEATEN = 1e-4  # by more than rounding, relative to the largest logit
 
 def sweep(
     search: Search,
-    model: nn.Module,
+    model: Any,
     fetch: Fetch,
     which: Tensor,
     chunk: int,
