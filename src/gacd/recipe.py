@@ -51,7 +51,8 @@ class Task(NamedTuple):
 def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
     """A recipe's commands, each without its "gacd", and its rows.
 
-    The shell itself reads the recipe, with `gacd` and `row` printing their words and no other program in reach.
+    The shell itself reads the recipe, with `gacd` and `row` printing their words and no program found by
+    name. It is a script all the same: only for ones that are trusted.
 
     Args:
         path: a shell script.
@@ -60,7 +61,7 @@ def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
     Raises:
         InputError: it is no such script.
     """
-    environment = variables | dict(PATH="", RECIPE=str(path.resolve()), RECIPES=str(RECIPES))
+    environment = variables | dict(PATH="/nonexistent", RECIPE=str(path.resolve()), RECIPES=str(RECIPES))
     try:
         done = subprocess.run(
             ["/bin/sh", "-c", PRINTED], env=environment, capture_output=True, text=True, timeout=60, check=False

@@ -71,8 +71,11 @@ class Run:
         if "method" not in self.options:
             return ""
         words = ["gacd", "distill" if self.options.get("teacher") else "train", str(self.options["method"])]
+        said = {"method"}
+        if self.options["method"] == "probe":
+            words, said = ["gacd", "probe", str(self.options.get("init"))], {"method", "init", "model"}
         for name, value in self.options.items():
-            if name != "method" and value is not None:
+            if name not in said and value is not None:
                 values = value if isinstance(value, list) else [value]
                 words += [
                     "--" + name.replace("_", "-"),

@@ -49,6 +49,8 @@ def reproduce(
         raise UsageError("jobs must be at least 1", jobs)
     path, settings = script(recipe, ""), script(preset, "presets")
     folder = Path(out or f"runs/{settings.stem}")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError("a seed stands twice", " ".join(map(str, seeds)), "each once")
     commands, rows = expand(path, OUT=str(folder), PRESET=str(settings), SEEDS=" ".join(map(str, seeds)))
     steps = missing(commands)
     if dry_run:

@@ -1,4 +1,4 @@
-# What the recipes share. Each word below is one or a few `gacd ...` lines; `gacd reproduce table1 --dry-run` prints them.
+# What the recipes share. Each word below is one or a few `gacd ...` lines; `gacd reproduce table1 --dry-run true` prints them.
 # Runs lie in $OUT/DATA/TEACHER/STUDENT/METHOD-SEED, the claim's in $OUT/claim, so that recipes find each other's.
 
 teacher() { # DATA TEACHER: trained, made one file, evaluated
