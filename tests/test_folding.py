@@ -1,0 +1,81 @@
+"""Batch norms folded for attacks: what is attacked stays the network, whenever its twin was made."""
+
+import pytest
+import torch
+from torch import nn
+
+from gacd import noise
+from gacd.attacks import evaluating
+from gacd.methods import PGDAT
+from gacd.models import build
+from gacd.models.folding import attackable
+
+NAMES = ["resnet8", "resnet18-x0.1", "wrn-10-1", "wrn-16-1", "wrn-10-2", "dm-wrn-10-1", "mobilenetv2-x0.1"]
+
+
+def images(n=8):
+    return noise.uniform(5, torch.arange(n), (3, 32, 32))
+
+
+def learn(model):
+    """The statistics that some training would leave, and weights to match."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(3 * images() - 1)
+        for i, module in enumerate(model.modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.mul_(noise.uniform(i, torch.arange(1), module.weight.shape)[0] + 0.5)
+                module.bias.add_(noise.normal(i, torch.arange(1), module.bias.shape)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_twin_made_before_training_is_the_network_after_it(name):
+    model, x = build(name), images()
+    with attackable(model, x):
+        pass
+    learn(model)
+    with attackable(model, x) as quick:
+        assert torch.allclose(quick(x), model(x), rtol=1e-3, atol=1e-3)
+    with evaluating(model):
+        expected = model(x)
+    with attackable(model, x) as quick:
+        assert torch.allclose(quick(x), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn-10-2", "mobilenetv2-x0.1"])
+def test_these_are_folded(name):
+    model = build(name)
+    with attackable(model, images()) as quick:
+        assert quick is not model
+
+
+def test_an_activation_used_beside_its_batch_norm_is_not_folded():
+    model = build("wrn-10-1")  # its first block adds what its first batch norm normalises
+    with attackable(model, images()) as quick:
+        assert quick is model
+
+
+def test_the_model_is_left_as_it_was():
+    model = build("resnet8")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with attackable(model, images()):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_training_attacks_the_network_of_that_moment():
+    model = build("wrn-10-1")
+    method = PGDAT(model, steps=3, step_size=4 / 255)
+    x, y = images(16), torch.arange(16) % 10
+    method.attack(x, y)
+    learn(model)
+
+    def loss(z):
+        with evaluating(model), torch.no_grad():
+            return nn.functional.cross_entropy(model(z), y)
+
+    anew = PGDAT(build("wrn-10-1"), steps=3, step_size=4 / 255)
+    anew.student.load_state_dict(model.state_dict())
+    assert loss(method.attack(x, y)) == pytest.approx(float(loss(anew.attack(x, y))), rel=1e-3)
+    assert loss(method.attack(x, y)) > loss(x)
