@@ -89,7 +89,7 @@ def evaluate(
         say.print(note, markup=False)
     where = Path(out) if out else opened.run
     origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
-    origin |= dict(seed=seed, chunk=chunk, search=chosen)
+    origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen)
     known = dict(data_sha256=results.fingerprint(split), attacks=attacks)
     rows: list[dict[str, Any]] = []
     found: list[Audit] = []
