@@ -21,11 +21,6 @@ NAMES = list(QUICK)
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-@pytest.fixture(scope="module")
 def sound(digits):
     """A small network trained on adversarial images for a second."""
     return trained(digits, "resnet8-x0.25", EPS, epochs=3)
