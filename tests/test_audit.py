@@ -17,12 +17,7 @@ from gacd.losses import cross_entropy
 from gacd.models import build
 
 EPS = 0.1
-NAMES = [*QUICK, "re-check"]
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
+NAMES = list(QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import signal
 import time
 
 import pytest
+from pages import HOSTILE, entry, make
 from PIL import Image
-from test_report import HOSTILE, entry, make
 
 from gacd.cli import main
 

@@ -4,27 +4,22 @@ After Carlini et al. (2019), "On Evaluating Adversarial Robustness", AutoAttack'
 Zimmermann et al. (2022); the true gradient's check is our own.
 """
 
-import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gacd import audits, noise
 from gacd.attacks.loop import check_threat, evaluating
-from gacd.audits import Case, Result
+from gacd.audits import FULL, QUICK, Kind
+from gacd.audits.case import Case
+from gacd.audits.network import mode
 from gacd.errors import InputError
 
 MOST = 1000  # images that are looked at
-RECHECKED = 100  # of them, in a fresh process
 OUTCOMES = {"passed": 0, "skipped": 0, "suspect": 3, "invalid": 4}  # with the exit codes they lead to
 VERDICTS = {0: "TRUSTED", 3: "SUSPECT", 4: "INVALID"}
 
@@ -97,17 +92,18 @@ def audit(
         seed=seed,
         given=None if correct is None else {name: mask[:n].cpu() for name, mask in correct.items()},
         given_x_adv=None if x_adv is None or correct is None else images(x_adv),
+        source=source,
+        mean=mean,
+        std=std,
         teacher=teacher,
         noises=noises,
     )
     result = Audit()
     began = time.perf_counter()
-    quick = dict(QUICK)
-    quick["re-check"] = Kind(lambda case: recheck(case, source, mean, std), "invalid")
     modes = [module.training for module in model.modules()]
     with torch.enable_grad():
-        for name, kind in (quick | (FULL if full else {})).items():
-            result.findings.append(_finding(name, kind, case, evaluated=name != audits.MODE))
+        for name, kind in (QUICK | (FULL if full else {})).items():
+            result.findings.append(_finding(name, kind, case))
             done(name)
     for module, training in zip(model.modules(), modes, strict=False):
         module.training = training  # a forward of its own may have changed it: that was said above
@@ -164,83 +160,14 @@ class Audit:
         return dict(verdict=self.verdict, n=self.n, seconds=round(self.seconds, 2), findings=findings)
 
 
-class Kind(NamedTuple):
-    """An audit and what its failing means."""
-
-    look: Callable[[Case], Result]
-    fails: str  # "suspect" or "invalid"
-
-
-QUICK = {
-    audits.MODE: Kind(audits.mode, "invalid"),
-    "determinism": Kind(audits.determinism, "invalid"),
-    "batch independence": Kind(audits.batch_independence, "invalid"),
-    "finite": Kind(audits.finite, "invalid"),
-    "logits": Kind(audits.logits, "suspect"),
-    "usable gradient": Kind(audits.usable_gradient, "suspect"),
-    "true gradient": Kind(audits.true_gradient, "invalid"),
-    "huge budget": Kind(audits.huge_budget, "suspect"),
-    "eps = 0": Kind(audits.no_budget, "invalid"),
-    "one step": Kind(audits.one_step, "suspect"),
-    "ball and box": Kind(audits.ball_and_box, "invalid"),
-}
-FULL = {
-    "eps ladder": Kind(audits.eps_ladder, "suspect"),
-    "steps and restarts doubled": Kind(audits.doubled, "suspect"),
-    "black box, transfer, noise": Kind(audits.other_means, "suspect"),
-    "planted region": Kind(audits.planted_region, "suspect"),
-}
-
-
-def recheck(case: Case, source: str | None, mean: list[float] | None, std: list[float] | None) -> Result:
-    """A fresh process, which loads the network itself, gives the same verdicts one image at a time."""
-    if source is None:
-        return None, "the network is only in memory: no other process can load it", "evaluate from a run or a file"
-    if case.x_adv is None:
-        return None, "no adversarial images were handed over", ""
-    beaten = case.correct["natural"] & ~case.survivors  # half of them, as far as there are, else one kind fills up
-    order = noise.permutation(noise.key(case.seed, "recheck"), case.n)
-    first = torch.cat([order[beaten[order]][: RECHECKED // 2], order[case.survivors[order]][: RECHECKED // 2]])
-    rows = torch.cat([first, order[~torch.isin(order, first)]])[:RECHECKED]
-    with tempfile.TemporaryDirectory(prefix="gacd-audit-") as folder:
-        asked, answered = Path(folder) / "images.safetensors", Path(folder) / "logits.safetensors"
-        safetensors.torch.save_file({"x": case.x_adv[rows.to(case.x.device)].cpu().contiguous()}, asked)
-        request = json.dumps(dict(source=source, mean=mean, std=std, images=str(asked), logits=str(answered)))
-        command = [sys.executable, "-m", "gacd.audit"]
-        run = subprocess.run(command, input=request, capture_output=True, text=True, timeout=600)
-        if run.returncode or not answered.exists():
-            last = (run.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
-            return False, f"a fresh process cannot re-score {source}: {last}", "can the source be loaded again?"
-        fresh = safetensors.torch.load_file(answered)["logits"]
-    differ = case.differ(fresh, case.y[rows.to(case.y.device)].cpu(), case.survivors[rows])
-    says = f"{int(differ.sum())} of {len(rows)} verdicts differ in a fresh process, one image at a time"
-    return not differ.any(), says, "" if not differ.any() else "were these the weights that were evaluated?"
-
-
-def _finding(name: str, kind: Kind, case: Case, *, evaluated: bool) -> Finding:
+def _finding(name: str, kind: Kind, case: Case) -> Finding:
     """One audit; whatever someone else's network raises in it is its finding."""
     try:
-        if evaluated:
-            with evaluating(case.model):
-                passed, says, fix = kind.look(case)
-        else:
+        with nullcontext() if kind.look is mode else evaluating(case.model):
             passed, says, fix = kind.look(case)
     except Exception as error:  # of any type: it is not our code that was called
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return Finding(name, kind.fails, f"could not be carried out, {reason}", "does the network take these images?")
-    return Finding(name, "skipped" if passed is None else "passed" if passed else kind.fails, says, fix)
-
-
-def _answer(request: dict[str, Any]) -> None:
-    """The fresh process: each image's logits, one at a time, from weights it loads itself."""
-    from gacd import checkpoint
-
-    model = checkpoint.load(request["source"], mean=request["mean"], std=request["std"]).eval()
-    x = safetensors.torch.load_file(request["images"])["x"]
-    with torch.no_grad():
-        fresh = torch.cat([model(image[None]).float() for image in x])
-    safetensors.torch.save_file({"logits": fresh.contiguous()}, request["logits"])
-
-
-if __name__ == "__main__":
-    _answer(json.load(sys.stdin))
+    if passed:
+        return Finding(name, "passed", says)
+    return Finding(name, "skipped" if passed is None else kind.fails, says, fix)

@@ -1,0 +1,66 @@
+"""Audits of the attack: what it finds at radii whose answer is known, and where what it found lies."""
+
+import math
+
+import torch
+
+from gacd.attacks.search import FGSM, run
+from gacd.audits.case import Case, Result
+from gacd.losses import cross_entropy, margin_loss
+
+
+def huge_budget(case: Case) -> Result:
+    """With every image allowed (Linf 1), no image withstands."""
+    eps = 1.0 if case.norm == "Linf" else math.sqrt(case.x[0].numel())
+    searches = [
+        case.pgd(margin_loss, eps=eps, step_size=step * eps, restart=restart, steps=50 if restart else 20)
+        for restart, step in enumerate((0.25, 0.1, 0.02, 0.5))
+    ]
+    bad, of = int((case.right & ~case.broken(case.right, *searches)).sum()), int(case.right.sum())
+    constant = case.natural.argmax(1).unique().numel() == 1
+    fix = "it gives all images one class" if constant else "the attack does not get through: look at the gradients"
+    return not bad, f"{bad} of {of} images withstand eps = {eps:.3g}, which allows every image", fix
+
+
+def no_budget(case: Case) -> Result:
+    """An attack of radius 0 returns the images, and the verdict on them is the clean one."""
+    search, parts = (
+        case.pgd(cross_entropy, eps=0.0, steps=1),
+        zip(case.chunks(case.x), case.chunks(case.y), strict=True),
+    )
+    x_adv = torch.cat([run(search, case.network, x, y)[:kept] for (x, kept), (y, _) in parts])
+    moved = int((x_adv != case.x).flatten(1).any(1).sum())
+    differing = case.differ(case.natural, case.y, case.correct["natural"])
+    if moved:
+        differing |= case.differ(case.ask(x_adv), case.y, case.correct["natural"])
+    differ = int(differing.sum())
+    says = f"at eps = 0, {moved} images move and {differ} verdicts are not the clean one"
+    return not moved + differ, says, "was it this network, in this mode, that was evaluated?"
+
+
+def one_step(case: Case) -> Result:
+    """A single step breaks next to nothing that the iterative attacks left."""
+    iterative = [mask for name, mask in case.correct.items() if name not in ("natural", "fgsm")]
+    if not iterative:
+        return None, "no iterative attack was run", "--attacks pgd20 margin20"
+    robust = torch.stack([case.correct["natural"], *iterative]).all(0)
+    bad = int(case.broken(robust, FGSM(norm=case.norm, eps=case.eps)).sum())
+    says = f"one step (FGSM) breaks {bad} of the {int(robust.sum())} images iterations left, {case.slack} allowed"
+    return bad <= case.slack, says, "the iterative attack is caught: other steps, restarts or loss"
+
+
+def ball_and_box(case: Case) -> Result:
+    """Every adversarial image is inside its ball and in [0,1], in exact arithmetic."""
+    if case.x_adv is None:
+        return None, "no adversarial images were handed over", ""
+    z, x = case.x_adv.double(), case.x.double()
+    outside = ~((z >= 0) & (z <= 1))  # NaN is outside
+    if case.norm == "Linf":
+        outside |= ~((z - x).abs() <= case.eps)
+        bad, what = int(outside.sum()), "coordinates"
+    else:
+        # fsum rounds once; a square or a difference of doubles each at most by 2^-53
+        lengths = [math.fsum(row) for row in (z - x).flatten(1).square().tolist()]
+        far = torch.tensor([not length <= case.eps**2 * (1 + 4e-16) for length in lengths])
+        bad, what = int((far | outside.flatten(1).any(1).cpu()).sum()), "images"
+    return not bad, f"{bad} {what} outside the ball or [0,1]", "project, then round inwards"

@@ -1,0 +1,65 @@
+"""How the evaluations of several runs stand beside each other."""
+
+import re
+
+from pages import entry, make, page
+
+from gacd.records import collect
+from gacd.sections import percent, sections
+
+
+def test_numbers_are_the_right_ones(tmp_path):
+    rows = [
+        entry("natural", 0.9),
+        entry("pgd20", 0.45, "8/255"),
+        entry("fgsm", 0.6, "8/255"),
+        entry("pgd20", 0.2, "16/255"),
+    ]
+    rows += [
+        entry("pgd20", 0.44, "8/255", seed=1),
+        entry("worst", 0.43, "8/255"),
+        entry("pgd20", 0.7, "4/255", versions=3, commit=None),
+    ]
+    make(tmp_path, "a", rows)
+    make(tmp_path, "b", [entry("natural", 0.8), entry("pgd20", 0.5, "8/255")])
+    (section,) = sections(collect([str(tmp_path)]))
+    assert [str(part) for part in section.threat] == ["Linf", "8/255"]
+    assert [line.run.name for line in section.lines] == ["b", "a"], "the most robust first"
+    a = section.lines[1]
+    assert (a.natural.accuracy, a.attacks["pgd20"].accuracy, a.worst.accuracy) == (0.9, 0.44, 0.43)
+    curve = section.robust(a.run, "pgd20")
+    assert [accuracy for _, accuracy in curve] == [0.9, 0.7, 0.44, 0.2]
+    text, document = page(tmp_path)
+    assert not document.open
+    assert {"90.0", "44.0", "43.0", "12,345"} <= set(document.cells)
+    assert "–".join(f" {v} " for v in ("36.0", "50.2")).strip() in text.replace("&ndash;", "–")
+    assert {"abc123", "2.13.0", "a CPU"} <= set(re.findall(r"abc123|2\.13\.0|a CPU", text))
+
+
+def test_runs_with_other_n_and_other_data_are_not_mixed(tmp_path):
+    make(tmp_path, "a", [entry("natural", 0.9), entry("pgd20", 0.45, "8/255")])
+    make(
+        tmp_path,
+        "b",
+        [entry("natural", 0.9, n=10), entry("pgd20", 0.4, "8/255", n=10), entry("natural", 0.7, data="stl10")],
+    )
+    text, document = page(tmp_path)
+    assert [section.data for section in sections(collect([str(tmp_path)]))] == ["cifar10", "stl10"]
+    assert "differ in n" in text
+    assert {"10", "200"} <= set(document.cells)
+
+
+def test_decimals_are_those_that_n_can_tell():
+    assert percent(0.12345, 1000) == "12.3"
+    assert percent(0.12345, 10_000) == "12.35"
+
+
+def test_accuracy_by_steps(tmp_path):
+    shares = {1: 0.6, 5: 0.5, 20: 0.45, 50: 0.44}
+    rows = [entry("natural", 0.9), *(entry(f"pgd{k}", v, "8/255", steps=k) for k, v in shares.items())]
+    rows += [entry("pgd20", 0.46, "8/255", steps=20, seed=1), entry("pgd50", 0.1, "16/255", steps=50)]
+    make(tmp_path, "a", [*rows, entry("margin20", 0.4, "8/255", steps=20)])
+    (section,) = sections(collect([str(tmp_path)]))
+    assert section.by_steps(section.runs[0], "pgd") == sorted(shares.items())
+    assert section.by_steps(section.runs[0], "margin") == [(20, 0.4)]
+    assert "against the number of its steps" in page(tmp_path)[0]
