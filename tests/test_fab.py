@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linprog
 from test_apgd import bumpy, plane_case
 from test_square import (
+    CLASSES,
     attack,
     broken_network_is_noticed,
     curved,
@@ -198,6 +199,18 @@ def test_no_side_effects():
 
 def test_a_broken_network_is_noticed():
     broken_network_is_noticed(TargetedFAB(steps=10, targets=2))
+
+
+def test_a_logit_that_is_not_finite_is_noticed_where_the_gradient_is():
+    x = images(3)
+    y, never = linear()(x).argmax(1), linear()(x).argmin(1)  # aimed at by no target
+
+    def model(z):
+        bad = torch.tensor([0.0, torch.inf, 0.0])[:, None]
+        return torch.where(torch.nn.functional.one_hot(never, CLASSES).bool(), linear()(z) - bad, linear()(z))
+
+    found = TargetedFAB(steps=3, targets=2).found(attack(TargetedFAB(steps=3, targets=2), model, x, y)[1])
+    assert found.flatten(1).isnan().any(1).tolist() == [False, True, False]
 
 
 def test_l2_is_refused():

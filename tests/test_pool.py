@@ -114,3 +114,16 @@ def test_every_forward_is_full_and_in_the_context():
     x = images(10)
     swept(Still(steps=2), model, x, curved(x).argmax(1), torch.arange(10), 4, context)
     assert shapes[1:] == [4] * 2 * 3
+
+
+def test_a_row_that_is_done_is_filled_at_once():
+    x, forwards = images(7), []
+
+    def model(z):
+        forwards.append(len(z))
+        return curved(z)
+
+    y = curved(x).argmax(1)
+    y[1:] = (y[1:] + 1) % 10  # six that a forward each beats, beside one that takes all six steps
+    swept(Still(steps=6), model, x, y, torch.arange(7), 2)
+    assert forwards[1:] == [2] * 6
