@@ -179,6 +179,8 @@ def _sound(pack: Pack) -> None:
             raise invalid(f"{name} is missing or no {kind.__name__}", "metadata")
     if any(not text.isprintable() or len(text) > 1000 for text in _texts(about)):
         raise invalid("a text that no evaluation writes", "metadata")
+    if about["verdict"] not in ("TRUSTED", "SUSPECT") or about["device"] not in ("cpu", "cuda"):
+        raise invalid("no such verdict or device", f"{about['verdict']}, {about['device']}")
     attacks, threats = about["attacks"], about["threats"]
     try:
         check_threat(norm=about["norm"], eps=pack.eps)
