@@ -85,6 +85,7 @@ def evaluate(
             raise InputError(
                 "the network knows fewer classes than the data", f"{logits.shape[1]} <= label {int(y.max())}"
             )
+        result.classes = logits.shape[1]
         natural = logits.new_zeros(len(y), logits.shape[1]).index_copy_(0, mine, logits)
         correct = torch.zeros(len(y), dtype=torch.bool).index_copy_(0, mine, logits.argmax(1) == y[mine])
         result.record("natural", correct, began)
@@ -124,11 +125,13 @@ class Evaluation:
         correct: "natural" and each attack -> (N,) bool, True where the image was still classified rightly.
         seconds: the same keys -> wall time.
         threats: each attack -> its norm, eps, step_size and steps.
+        classes: that the network knows.
     """
 
     correct: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     threats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: int = 0
 
     @property
     def n(self) -> int:
