@@ -15,7 +15,7 @@ from gacd import data as datasets
 from gacd.audit import MOST, Audit, audit
 from gacd.cli import Ratio
 from gacd.datasets import Split
-from gacd.device import launch
+from gacd.device import launch, rows_on
 from gacd.errors import Invalid, NotFinite, Suspect, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval
 from gacd.evaluation import evaluate as measure
@@ -32,7 +32,7 @@ def evaluate(
     step_size: float | None = None,
     norm: Literal["Linf", "L2"] = "Linf",
     n: int | None = None,
-    chunk: int = 250,
+    chunk: int | None = None,
     seed: int = 0,
     audits: Literal["quick", "full"] = "quick",
     witnesses: int = 1000,
@@ -58,7 +58,7 @@ def evaluate(
         step_size: of pgd and margin, in pixel units; a quarter of eps if absent.
         norm: of the ball.
         n: only the first n test images.
-        chunk: images per forward.
+        chunk: images per forward; 64 on a CPU and 250 on a GPU if absent.
         seed: of whatever is random.
         audits: quick, or full: several times the cost of the attacks.
         witnesses: images, from the first on, of which what beat them is kept for gacd verify; 0 for none.
@@ -73,7 +73,7 @@ def evaluate(
         precision: of the search for adversarial images; verdicts are float32. "auto" is bf16 where the device is fast
             at it, else 32.
     """
-    if chunk < 1 or (n is not None and n < 1):
+    if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
     if not 0 <= witnesses <= KEPT:
         raise UsageError(f"witnesses must be from 0 to {KEPT}", witnesses)
@@ -86,6 +86,7 @@ def evaluate(
     images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     fabric, chosen = launch(device, devices, precision=precision)
+    chunk = chunk or rows_on(fabric.device)
     model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
