@@ -124,7 +124,13 @@ def test_without_data_images_are_made_of_the_size_asked_for(run, tmp_path, capsy
     assert "--size" in capsys.readouterr().err
     assert main(["export", "resnet8-x0.25:a.pt", "--onnx", "a.onnx", "--size", "16"]) == 0
     assert "100 made images and 0 witnesses" in capsys.readouterr().out
-    assert Session(tmp_path / "a.onnx")(torch.rand(3, 3, 16, 16)).shape == (3, 10)
+    x = noise.uniform(3, torch.arange(3), (3, 16, 16))
+    own = Session(tmp_path / "a.onnx")(x)
+    assert own.shape == (3, 10)
+    grey = ["--mean", *["0.1"] * 3, "--std", *["0.5"] * 3]
+    assert main(["export", "resnet8-x0.25:a.pt", "--onnx", "b.onnx", "--size", "16", *grey]) == 0
+    theirs = Session(tmp_path / "b.onnx")(0.1 + 0.5 * (x - 0.4) / 0.2)
+    assert torch.allclose(own, theirs, rtol=1e-4, atol=1e-4)
     (pack,) = run.glob("witnesses-*.safetensors")
     assert main(["verify", "a.onnx", str(pack)]) == 4  # by its digest
     assert main(["verify", "a.onnx", str(pack), "--other-weights", "true"]) == 1

@@ -132,6 +132,8 @@ def export(
     data: str | None = None,
     data_dir: str | None = None,
     size: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
 ) -> None:
     """Writes a network as one file: safetensors, itself a source of weights, or ONNX for other runtimes, or both.
 
@@ -144,6 +146,8 @@ def export(
         data: of --onnx: images to compare on, and the classes' names; the run's if absent and at hand.
         data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
         size: of --onnx: pixels a side; the run's if absent.
+        mean: a foreign network's normalisation, a number per channel.
+        std: likewise.
     """
     if not out and not onnx:
         raise UsageError("what shall be written?", "--out NAME.safetensors or --onnx NAME.onnx")
@@ -154,7 +158,7 @@ def export(
         raise UsageError("--half is of --out", "an ONNX file has float32 weights")
     if onnx:
         onnx_file.need()
-    opened = checkpoint.open_source(source)
+    opened = checkpoint.open_source(source, mean=mean, std=std)
     if not isinstance(opened.model, models.Classifier):
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, "ARCH:FILE")
     what = f"{opened.model.name}, {opened.weights} weights"
