@@ -113,9 +113,10 @@ def memory(options: argparse.Namespace) -> dict:
     code = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-from evaluation import resident, Split, build, evaluate, Path
+from evaluation import resident, keep_freed_memory, Split, build, evaluate, Path
+keep_freed_memory()  # as the command does
 torch.manual_seed(0)
-images, model = torch.randint(256, (int(sys.argv[2]), 3, 32, 32), dtype=torch.uint8), build("resnet8-x0.25", 4).eval()
+images, model = torch.randint(256, (int(sys.argv[2]), 3, 16, 16), dtype=torch.uint8), build("resnet8-x0.25", 4).eval()
 with torch.no_grad():
     labels = torch.cat([model(x / 255).argmax(1) for x in images.split(64)])
 before = resident("VmRSS")

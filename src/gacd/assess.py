@@ -15,9 +15,9 @@ from gacd import data as datasets
 from gacd.audit import MOST, Audit, audit
 from gacd.cli import Ratio
 from gacd.datasets import Split
-from gacd.device import launch, rows_on
+from gacd.device import launch
 from gacd.errors import Invalid, NotFinite, Suspect, UsageError
-from gacd.evaluation import STANDARD, Evaluation, interval
+from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Journal
 from gacd.progress import Progress

@@ -17,8 +17,8 @@ from gacd.attacks.loop import check_threat, evaluating
 from gacd.audits import FULL, QUICK, Kind
 from gacd.audits.case import Case
 from gacd.audits.network import mode
-from gacd.device import rows_on
 from gacd.errors import InputError
+from gacd.evaluation import rows_on
 
 MOST = 1000  # images that are looked at
 OUTCOMES = {"passed": 0, "skipped": 0, "suspect": 3, "invalid": 4}  # with the exit codes they lead to

@@ -21,7 +21,6 @@ from gacd.attacks import check_threat
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.pool import Fetch, sweep
 from gacd.attacks.search import Search
-from gacd.device import rows_on
 from gacd.errors import InputError, NotFinite
 from gacd.journal import Journal
 from gacd.models.folding import attackable
@@ -88,7 +87,8 @@ def evaluate(
                 "the network knows fewer classes than the data", f"{logits.shape[1]} <= label {int(y.max())}"
             )
         result.classes = logits.shape[1]
-        natural = logits.new_zeros(len(y), logits.shape[1]).index_copy_(0, mine, logits)
+        whole = len(mine) == len(y)
+        natural = logits if whole else logits.new_zeros(len(y), logits.shape[1]).index_copy_(0, mine, logits)
         correct = torch.zeros(len(y), dtype=torch.bool).index_copy_(0, mine, logits.argmax(1) == y[mine])
         result.record("natural", correct, began)
         judge = partial(_judged, model, quick, fetch=fetch, chunk=chunk)
@@ -181,6 +181,14 @@ def interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     low = betaincinv(correct, n - correct + 1, tail) if correct else 0.0
     high = betaincinv(correct + 1, n - correct, 1 - tail) if correct < n else 1.0
     return float(low), float(high)
+
+
+def rows_on(device: torch.device | str) -> int:
+    """How many images an evaluation gives the network at once, unless told.
+
+    On a CPU few rows keep feature maps in its caches, and lose least as the last images of an attack drop out.
+    """
+    return 64 if torch.device(device).type == "cpu" else 250
 
 
 def images_of(data: Any) -> tuple[Tensor, Tensor]:
