@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=[TEACHER], help="sources, as for gacd evaluate")
     parser.add_argument("--data", default="cifar10")
-    for name, default in dict(n=1000, n_cascade=200, chunk=250, rounds=3, threads=torch.get_num_threads()).items():
+    for name, default in dict(n=1000, n_cascade=1000, batch=250, rounds=3, threads=torch.get_num_threads()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
     options = parser.parse_args(argv)
@@ -68,8 +68,8 @@ def pgd(options: argparse.Namespace) -> dict:
     rows = []
     for source in options.networks:
         model, split = checkpoint.load(source), test_images(options.data, options.n)
-        sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options.chunk)}
-        sides |= ours(model, split, "pgd20", options.chunk)
+        sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options.batch)}
+        sides |= ours(model, split, "pgd20")
         rows.append(dict(network=source, n=len(split)) | race(sides, "torchattacks", options.rounds))
     return dict(networks=rows)
 
@@ -81,8 +81,8 @@ def cascade(options: argparse.Namespace) -> dict:
         model, split = checkpoint.load(source), test_images(options.data, options.n_cascade)
         classes = int(split.labels.max()) + 1
         official = Official(norm="Linf", eps=EPS, seed=0, classes=classes)
-        sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options.chunk)}
-        sides |= ours(model, split, "cascade", options.chunk)
+        sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options.batch)}
+        sides |= ours(model, split, "cascade")
         rows.append(dict(network=source, n=len(split)) | race(sides, "autoattack", 1))
     return dict(networks=rows)
 
@@ -90,7 +90,7 @@ def cascade(options: argparse.Namespace) -> dict:
 def rate(options: argparse.Namespace) -> dict:
     """A ResNet-18's attack steps, as a share of the rate of matrix products in the same precision."""
     model = build("resnet18").eval().to(memory_format=torch.channels_last)
-    x = noise.uniform(1, torch.arange(options.chunk // 2), (3, 32, 32)).contiguous(memory_format=torch.channels_last)
+    x = noise.uniform(1, torch.arange(options.batch // 2), (3, 32, 32)).contiguous(memory_format=torch.channels_last)
     y, search, found = torch.arange(len(x)) % 10, PGD(), {}
     with attackable(model, x) as quick:
         rows = begin(search, x, y, None, lambda: x)
@@ -109,33 +109,32 @@ def rate(options: argparse.Namespace) -> dict:
 
 
 def memory(options: argparse.Namespace) -> dict:
-    """Peak memory of an evaluation beside its images, each size in a process of its own. Linux."""
+    """Peak memory of an evaluation beside its images, all attacked, each size in a process of its own. Linux."""
     code = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from evaluation import resident, Split, build, evaluate, Path
-n, chunk = int(sys.argv[2]), int(sys.argv[3])
 torch.manual_seed(0)
-split = Split(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10)
-model = build("resnet8-x0.25").eval()
-evaluate(model, split.take(torch.arange(chunk)), ["pgd1"], chunk=chunk)
+images, model = torch.randint(256, (int(sys.argv[2]), 3, 32, 32), dtype=torch.uint8), build("resnet8-x0.25", 4).eval()
+with torch.no_grad():
+    labels = torch.cat([model(x / 255).argmax(1) for x in images.split(64)])
 before = resident("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-evaluate(model, split, ["pgd1"], chunk=chunk)
+result = evaluate(model, Split(images, labels), ["pgd1"])
+assert result.natural > 0.99
 print(resident("VmHWM") - before)
 """
     here, found = str(Path(__file__).parent), {}
     for n in (1_000, 10_000, 100_000):
-        command = [sys.executable, "-c", code, here, str(n), str(options.chunk)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-c", code, here, str(n)], check=True, stdout=subprocess.PIPE, text=True)
         found[str(n)] = float(done.stdout.split()[-1])
-    return dict(network="resnet8-x0.25", attack="pgd1", chunk=options.chunk, peak_mb=found)
+    return dict(network="resnet8-x0.25", attack="pgd1", peak_mb=found)
 
 
 PARTS = {"pgd": pgd, "cascade": cascade, "rate": rate, "memory": memory}
 
 
-def ours(model: nn.Module, split: Split, attack: str, chunk: int) -> dict[str, Callable[[], Tensor]]:
+def ours(model: nn.Module, split: Split, attack: str) -> dict[str, Callable[[], Tensor]]:
     """Each precision that the processor is fast at -> who withstood, (N,) bool."""
     fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -143,7 +142,7 @@ def ours(model: nn.Module, split: Split, attack: str, chunk: int) -> dict[str, C
         def context():
             return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
-        return evaluate(fast, split, [attack], chunk=chunk, search=context).survivors
+        return evaluate(fast, split, [attack], search=context).survivors
 
     return {f"gacd {name}": lambda dtype=dtype: run(dtype) for name, dtype in precisions().items()}
 

@@ -225,3 +225,32 @@ def test_few_classes():
         y = model(x).argmax(1)
         for search in (APGD(loss="dlr", eps=0.5, steps=20), TargetedAPGD(eps=0.5, steps=20, classes=classes)):
             assert not attack(search, model, x, y)[0].any()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_starts_lie_on_the_balls_surface(norm):
+    x, eps = images(8, 0.4, 0.6), 0.2
+    rows = begin(APGD(norm=norm, eps=eps), x, torch.arange(8), torch.arange(8), lambda: None)
+    away = (rows["z"] - x).flatten(1).norm(p=torch.inf if norm == "Linf" else 2, dim=1)
+    assert torch.allclose(away, torch.full((8,), eps), rtol=1e-5)
+    assert 0.3 < float((rows["z"] > x).double().mean()) < 0.7
+    far = (rows["z"] - x).abs().flatten(1) > 0.99 * eps
+    assert norm == "L2" or far.sum(1).double().mean() < 3  # coordinates on the ball's faces, 48 * 0.01 expected
+
+
+def test_the_strongest_point_of_all_targets_is_found():
+    x, eps = images(12), 0.05
+    y, search = curved(x).argmax(1), TargetedAPGD(eps=eps, steps=6, targets=4)
+    rows = begin(search, x, y, torch.arange(12), lambda: curved(x))
+    margins, asked = [], []
+    for t in range(search.steps):
+        logits = curved(rows["z"])
+        margins.append(logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0])
+        asked.append(rows["z"])
+        forward(search, curved, rows)
+        if t % 7 == 0:  # a target's first move is one of APGD's first moves
+            assert torch.equal(rows["best"], asked[-1])
+            assert bool((rows["step"] == 2 * x.new_tensor(eps)).all())
+    first = torch.stack(margins).argmax(0)
+    assert torch.equal(search.found(rows), torch.stack(asked)[first, torch.arange(12)])
+    assert len(set((first // 7).tolist())) > 1

@@ -1,11 +1,14 @@
 """Targeted FAB: its projection is exact, its result is near the boundary, and its verdicts are the true ones."""
 
+import itertools
+
 import numpy
 import pytest
 import torch
 from scipy.optimize import linprog
 from test_apgd import bumpy, plane_case
 from test_square import (
+    CLASSES,
     attack,
     broken_network_is_noticed,
     curved,
@@ -22,7 +25,7 @@ from test_square import (
 
 from gacd import noise
 from gacd.attacks.fab import TargetedFAB, to_hyperplane
-from gacd.attacks.search import begin
+from gacd.attacks.search import ask, begin
 from gacd.errors import InputError
 
 
@@ -100,6 +103,20 @@ def test_an_iteration_equals_the_papers():
     second = (here + 1.05 * 0.055 * step) * (1 - alpha) + (x.flatten(1) + 1.05 * step) * alpha
     assert torch.allclose(rows["z"].flatten(1), second, rtol=0, atol=1e-12)
     assert torch.allclose(rows["best"].flatten(1), first, rtol=0, atol=1e-12)
+
+
+def test_at_most_a_tenth_of_a_move_is_aimed_from_the_image():
+    """From three times as far as the boundary: two thirds by the lengths of the moves."""
+    x = images(12, 0.4, 0.6).double()
+    y = linear()(x).argmax(1)
+    search = TargetedFAB(targets=1)
+    rows = begin(search, x, y, torch.arange(12), lambda: linear()(x))
+    _, value, gradient = ask(search, linear(), rows)
+    step = (-value / gradient.abs().sum((1, 2, 3)))[:, None, None, None] * gradient.sign()
+    rows["z"] = x + 3 * step
+    forward(search, linear(), rows)
+    expected = 0.9 * (x + 3 * step - 1.05 * 2 * step) + 0.1 * (x + 1.05 * step)
+    assert torch.allclose(rows["z"], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 50.0, 1e4])
@@ -184,6 +201,53 @@ def test_a_broken_network_is_noticed():
     broken_network_is_noticed(TargetedFAB(steps=10, targets=2))
 
 
+def test_a_logit_that_is_not_finite_is_noticed_where_the_gradient_is():
+    x = images(3)
+    y, never = linear()(x).argmax(1), linear()(x).argmin(1)  # aimed at by no target
+
+    def model(z):
+        bad = torch.tensor([0.0, torch.inf, 0.0])[:, None]
+        return torch.where(torch.nn.functional.one_hot(never, CLASSES).bool(), linear()(z) - bad, linear()(z))
+
+    found = TargetedFAB(steps=3, targets=2).found(attack(TargetedFAB(steps=3, targets=2), model, x, y)[1])
+    assert found.flatten(1).isnan().any(1).tolist() == [False, True, False]
+
+
 def test_l2_is_refused():
     with pytest.raises(InputError, match="Linf only: L2"):
         TargetedFAB(norm="L2")
+
+
+def test_random_starts_lie_half_a_radius_away():
+    x, eps = images(8, 0.4, 0.6), 0.2
+    y = curved(x).argmax(1)
+
+    def start(seed=0, restart=1, run=0):
+        search = TargetedFAB(eps=eps, seed=seed, restart=restart, targets=3)
+        begin(search, x, y, torch.arange(8), lambda: curved(x))
+        return search.start(x, torch.arange(8), torch.full((8,), run))
+
+    away = (start() - x).abs().flatten(1).amax(1)
+    assert torch.allclose(away, torch.full((8,), eps / 2), rtol=1e-5)
+    assert 0.3 < float((start() > x).double().mean()) < 0.7
+    starts = [start(), start(seed=1), start(restart=2), start(run=1), start(run=2)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(starts, 2))
+    assert torch.equal(start(restart=0), x)
+
+
+def test_targets_follow_each_other_from_fresh_starts():
+    x = images(5, 0.3, 0.7)
+    y = curved(x).argmax(1)
+    search = TargetedFAB(eps=0.05, steps=3, targets=4, restart=1)
+    rows = begin(search, x, y, torch.arange(5), lambda: curved(x))
+    order, run = curved(x).argsort(dim=1, descending=True)[:, 1:], torch.full((5,), -1)
+    while bool((rows["t"] < search.steps).all()):
+        new = rows["t"] // 6 != run
+        run = rows["t"] // 6
+        assert torch.equal(rows["z"][new], search.start(x, torch.arange(5), run)[new])
+        logits, value, _ = ask(search, curved, rows)
+        assert torch.equal(
+            value, logits.gather(1, order.gather(1, run[:, None]))[:, 0] - logits.gather(1, y[:, None])[:, 0]
+        )
+        forward(search, curved, rows)
+    assert int(run.min()) >= 2

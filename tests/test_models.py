@@ -1,14 +1,19 @@
 """Networks: published sizes, names and arithmetic, and the grammar."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gacd import noise
 from gacd.models import MODELS, build, parse
+from gacd.models.base import conv
 
 SMALL = ("resnet8", "resnet18-x0.125", "wrn-10-1", "dm-wrn-10-1", "mobilenetv2-x0.25", "mobilenetv2-x0.5")
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616]
@@ -246,3 +251,30 @@ def test_parse_suggests():
 def test_build_refuses(arguments):
     with pytest.raises(ValueError, match=r"^(the number|mean and std)"):
         build("resnet8", **arguments)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_thinned_convolution_is_a_strided_one(size):
+    x = noise.normal(3, torch.arange(5), (4, size, size)).double().requires_grad_()
+    thinned = conv(4, 6, 1, 2).double()
+    strided = nn.Conv2d(4, 6, 1, 2, bias=False, dtype=torch.float64)
+    strided.load_state_dict(thinned.state_dict())
+    expected = torch.autograd.grad(strided(x).square().sum(), [x, strided.weight])
+    found = torch.autograd.grad(thinned(x).square().sum(), [x, thinned.weight])
+    assert torch.allclose(thinned(x), strided(x))
+    assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_narrow_networks_train_without_harm():
+    """On some processors torch's strided 1x1 convolution of fewer than 8 channels corrupts memory in training."""
+    code = """
+import torch
+from gacd.models import build
+model = build("resnet8-x0.25").to(memory_format=torch.channels_last)
+for _ in range(5):
+    model(torch.rand(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)).square().sum().backward()
+print("sound")
+"""
+    environment = os.environ | {"MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "sound\n", done.stderr

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from test_docs import StopHere, parse_and_stop
 
-from gacd import cli, reproduce
+from gacd import checkpoint, cli, reproduce
 from gacd.cli import main
 from gacd.errors import InputError
+from gacd.models import build
 from gacd.recipe import RECIPES, expand, missing
 from gacd.records import Measured
 from gacd.reproduce import Line, beside, drawn
@@ -74,12 +75,20 @@ def test_the_paper_s_tables_are_the_paper_s():
 
 def finish(run, results=(), weights=True):
     run = Path(run)
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    run.mkdir(exist_ok=True)
     (run / "run.json").write_text(json.dumps(dict(seconds=1)))
     if weights:
-        (run / "checkpoints/best.pt").touch()
+        checkpoint.write(run / "checkpoints/best.pt", dict(model=NETWORK.config(), weights=NETWORK.state_dict()))
     if results:
-        (run / "results.json").write_text(json.dumps(dict(results=[dict(attack=name) for name in results])))
+        (run / "results.json").write_text(json.dumps(dict(results=[entry(name) for name in results])))
+
+
+NETWORK = build("resnet8-x0.1")
+
+
+def entry(attack, **other):
+    what = dict(sha256=checkpoint.digest(NETWORK), data="digits", n=100, split_n=100, accuracy=0.5)
+    return what | dict(attack=attack, norm="Linf", eps="8/255") | other
 
 
 CHAIN = [
@@ -113,6 +122,37 @@ def test_only_what_is_missing_and_what_it_needs(tmp_path, monkeypatch):
     assert left() == ["evaluate s"]
     (tmp_path / "s/run.json").write_text("{}")  # stopped half-way
     assert left() == ["distill kd", "evaluate s"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "enough"),
+    [
+        ("", {}, True),
+        ("", dict(n=50), False),
+        ("--n 50", dict(n=50), True),
+        ("--n 500", {}, True),  # more than there are
+        ("", dict(eps="4/255"), False),
+        ("--eps 4/255", dict(eps="4/255"), True),
+        ("--eps 4/255 8/255", {}, False),
+        ("", dict(norm="L2"), False),
+        ("--data cifar10", {}, False),
+        ("--data digits", {}, True),
+    ],
+)
+def test_a_result_counts_for_what_it_was_measured_on(tmp_path, monkeypatch, asked, found, enough):
+    monkeypatch.chdir(tmp_path)
+    finish("s")
+    (tmp_path / "s/results.json").write_text(json.dumps(dict(results=[entry("pgd20", **found)])))
+    assert [task.argv for task in missing([["evaluate", "s", "--attacks", "pgd20", *asked.split()]])] == [
+        ["evaluate", "s", "--attacks", "pgd20", *asked.split()]
+    ] * (not enough)
+
+
+def test_a_probe_of_a_run_waits_for_its_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train, probe, evaluate = missing([["train", "--out", "r"], ["probe", "r"], ["evaluate", "r"]])
+    assert probe.needs(train) and evaluate.needs(train) and evaluate.needs(probe)
+    assert not any(task.needs(task) for task in (train, probe, evaluate))
 
 
 @pytest.fixture
@@ -157,13 +197,15 @@ def test_a_miniature_of_table_1(miniature, capsys):
 def test_a_failure_stops_only_what_needs_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = "gacd train standard --data nowhere --model resnet8 --out a\ngacd evaluate a\ngacd check standard\n"
-    (tmp_path / "mine.sh").write_text(text)
+    (tmp_path / "mine.sh").write_text(text + "row mine a a\nrow mine b b\n")
+    finish("b", ["natural", "pgd20"])
     assert main(["reproduce", "mine.sh", "--out", "o"]) == 1
     captured = capsys.readouterr()
     assert "2 of 3 commands failed or lack what failed: o/logs" in captured.err
     assert "nowhere" in (tmp_path / "o/logs/000.log").read_text()
     assert not (tmp_path / "o/logs/001.log").exists()
     assert "randomness" in (tmp_path / "o/logs/002.log").read_text()
+    assert "b,50.00,50.00,1" in (tmp_path / "o/mine.csv").read_text()  # the table of what there is
 
 
 @pytest.mark.parametrize(
@@ -173,6 +215,8 @@ def test_a_failure_stops_only_what_needs_it(tmp_path, monkeypatch, capsys):
         ("gacd train $UNSET_VARIABLE", "UNSET_VARIABLE"),
         ("if", "unexpected"),
         ("exit 3", "exit code 3"),
+        ("gacd", "a bare `gacd`"),
+        ("row table1 x", "`row TABLE CELL RUN...`"),
     ],
 )
 def test_a_recipe_that_is_none(tmp_path, text, reason):
@@ -189,7 +233,8 @@ def test_wrong_names(capsys):
     assert main(["reproduce", "table1", "--jobs", "0"]) == 2
 
 
-def test_a_signal_saves_what_runs(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_what_runs(tmp_path, number):
     (tmp_path / "mine.sh").write_text(
         "gacd train standard --data digits --model resnet8-x0.25 --epochs 5000 --out a\ngacd evaluate a\n"
     )
@@ -198,9 +243,9 @@ def test_a_signal_saves_what_runs(tmp_path):
     log, deadline = tmp_path / "a/metrics.jsonl", time.monotonic() + 60
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert b"stopped, saved" in process.communicate(timeout=60)[1]
-    assert process.returncode == 143
+    assert process.returncode == 128 + number
     assert (tmp_path / "a/checkpoints/last.pt").exists()
     assert "stopped, saved: a" in (tmp_path / "o/logs/000.log").read_text()
 

@@ -8,7 +8,7 @@ import pytest
 
 from gacd import tables
 from gacd.recipe import RECIPES, expand
-from gacd.reproduce import beside, line_of
+from gacd.reproduce import beside, lines_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def test_tables_are_what_the_results_give(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     preset = RECIPES / "presets/small.sh"
     _, rows = expand(RECIPES / f"{name}.sh", OUT="results/small", PRESET=str(preset), SEEDS="0 1 2")
-    table = beside(name, [line_of(row) for row in rows])
+    table = beside(name, lines_of(rows))
     assert tables.markdown(table) == (ROOT / f"results/small/{name}.md").read_text()
 
 

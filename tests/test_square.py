@@ -193,6 +193,15 @@ def test_squares_fall_everywhere_and_every_row_has_its_own():
     assert 0.025 < float(again.double().mean()) < 0.055  # by chance, 1 in 25
 
 
+def test_every_colour_has_its_own_sign():
+    x = images(500)
+    search = Square(eps=0.1)
+    rows = begin(search, x, torch.zeros(500, dtype=torch.int64), torch.arange(500), lambda: None)
+    for up in ((rows["z"] == rows["high"])[:, :, 0, 0], search.square(rows)[1][:, :, 0, 0]):
+        assert float((torch.corrcoef(up.double().T) - torch.eye(3)).abs().max()) < 0.15
+        assert torch.allclose(up.double().mean(0), torch.full((3,), 0.5).double(), atol=0.1)
+
+
 def test_the_loss_never_falls_and_the_proposals_differ_by_a_square():
     search, (x, y, *_) = Square(eps=0.05, steps=300), linear_case()
     rows = begin(search, x, y, torch.arange(len(x)), lambda: None)

@@ -10,16 +10,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from gacd import checkpoint, ranks, results
+from gacd import checkpoint, ranks, results, witness
 from gacd import data as datasets
 from gacd.audit import MOST, Audit, audit
 from gacd.cli import Ratio
 from gacd.datasets import Split
-from gacd.device import launch
+from gacd.device import launch, rows_on
 from gacd.errors import Invalid, NotFinite, Suspect, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval
 from gacd.evaluation import evaluate as measure
-from gacd.journal import Journal
+from gacd.journal import KEPT, Journal
 from gacd.progress import Progress
 
 
@@ -32,9 +32,10 @@ def evaluate(
     step_size: float | None = None,
     norm: Literal["Linf", "L2"] = "Linf",
     n: int | None = None,
-    chunk: int = 250,
+    chunk: int | None = None,
     seed: int = 0,
     audits: Literal["quick", "full"] = "quick",
+    witnesses: int = 1000,
     teacher: str | None = None,
     data_dir: str | None = None,
     size: int | None = None,
@@ -57,9 +58,10 @@ def evaluate(
         step_size: of pgd and margin, in pixel units; a quarter of eps if absent.
         norm: of the ball.
         n: only the first n test images.
-        chunk: images per forward.
+        chunk: images per forward; 64 on a CPU and 250 on a GPU if absent.
         seed: of whatever is random.
         audits: quick, or full: several times the cost of the attacks.
+        witnesses: images, from the first on, of which what beat them is kept for gacd verify; 0 for none.
         teacher: a network from which the full audits transfer attacks, a source.
         data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
         size: pixels a side.
@@ -71,8 +73,10 @@ def evaluate(
         precision: of the search for adversarial images; verdicts are float32. "auto" is bf16 where the device is fast
             at it, else 32.
     """
-    if chunk < 1 or (n is not None and n < 1):
+    if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
+    if not 0 <= witnesses <= KEPT:
+        raise UsageError(f"witnesses must be from 0 to {KEPT}", witnesses)
     opened = checkpoint.open_source(source, mean=mean, std=std)
     guide = checkpoint.load(teacher) if teacher else None
     data = data or opened.record.get("data")
@@ -82,6 +86,7 @@ def evaluate(
     images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     fabric, chosen = launch(device, devices, precision=precision)
+    chunk = chunk or rows_on(fabric.device)
     model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
@@ -89,10 +94,14 @@ def evaluate(
         say.print(note, markup=False)
     where = Path(out) if out else opened.run
     origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
-    origin |= dict(seed=seed, chunk=chunk, search=chosen)
+    origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen)
     known = dict(data_sha256=results.fingerprint(split), attacks=attacks)
+    told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
+    told |= dict(data_sha256=known["data_sha256"], evaluated=len(split))
+    told |= dict(architecture=getattr(model, "name", type(model).__name__), device=fabric.device.type)
     rows: list[dict[str, Any]] = []
     found: list[Audit] = []
+    packs: list[Path] = []
     seconds: dict[str, float] = {}
     with Progress(len(split) * (len(attacks) + 1) * len(eps), quiet=not first) as progress, scratch(where) as folder:
 
@@ -116,7 +125,8 @@ def evaluate(
                     shard=(fabric.global_rank, fabric.world_size),
                 )
                 if first:
-                    x, x_adv = _tried(split, journal)
+                    beaten = journal.witnesses()
+                    x, x_adv = _tried(split, beaten)
                     found.append(
                         audit(
                             model,
@@ -136,6 +146,11 @@ def evaluate(
                         new = results.entries(result, origin, fabric.device, found[-1])
                         rows += new[1:] if rows else new  # the natural images are the same at every radius
                         seconds = result.seconds if len(eps) == 1 else {}
+                        if where and witnesses:
+                            kept = split.take(torch.arange(min(witnesses, len(split))))
+                            packs.append(where / witness.file_name(norm, radius, journal.name))
+                            told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
+                            witness.write(packs[-1], kept, result, beaten, **told)
                         if where:
                             results.add(where, new, model)
                 fabric.barrier()
@@ -147,6 +162,8 @@ def evaluate(
             say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
         if where:
             say.print(f"written to {where / 'results.json'}", markup=False)
+            for pack in packs:
+                say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
     _conclude(found, eps, say)
 
 
@@ -170,12 +187,12 @@ def _together(measure: Callable[..., Evaluation], *args: Any, **options: Any) ->
     return result.union()
 
 
-def _tried(split: Split, journal: Journal) -> tuple[torch.Tensor, torch.Tensor]:
+def _tried(split: Split, beaten: tuple[torch.Tensor, torch.Tensor, list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images (m,C,H,W) in [0,1], and the same with those that were beaten replaced by what beat them."""
     x = split.images[:MOST]
     x = datasets.pixels(x) if x.dtype == torch.uint8 else x
     x_adv = x.clone()
-    positions, images, _ = journal.witnesses()
+    positions, images, _ = beaten
     near = positions < len(x)
     if near.any():
         x_adv[positions[near]] = images[near]

@@ -17,6 +17,7 @@ from gacd.attacks.loop import check_threat, evaluating
 from gacd.audits import FULL, QUICK, Kind
 from gacd.audits.case import Case
 from gacd.audits.network import mode
+from gacd.device import rows_on
 from gacd.errors import InputError
 
 MOST = 1000  # images that are looked at
@@ -32,7 +33,7 @@ def audit(
     norm: str = "Linf",
     eps: float = 8 / 255,
     step_size: float | None = None,
-    chunk: int = 250,
+    chunk: int | None = None,
     seed: int = 0,
     correct: Mapping[str, Tensor] | None = None,
     x_adv: Tensor | None = None,
@@ -51,7 +52,7 @@ def audit(
         x: (N,C,H,W) test images, floats in [0,1].
         y: (N,) labels.
         norm, eps, step_size: the threat, in pixel units; the step is eps / 4 if absent.
-        chunk: rows of every forward, as in the evaluation.
+        chunk: rows of every forward, as in the evaluation; `rows_on` the device if absent.
         seed: of the audits' random points.
         correct: "natural" and each attack's name -> (N,) bool, as `Evaluation.correct`. If absent, PGD-20 with
             cross-entropy is run here and takes the headline's place.
@@ -88,7 +89,7 @@ def audit(
         norm=norm,
         eps=eps,
         step_size=step_size,
-        chunk=min(chunk, n),
+        chunk=min(chunk or rows_on(device), n),
         seed=seed,
         given=None if correct is None else {name: mask[:n].cpu() for name, mask in correct.items()},
         given_x_adv=None if x_adv is None or correct is None else images(x_adv),

@@ -21,17 +21,18 @@ COMMANDS = {
     "distill": "distil a teacher's robustness into a student",
     "probe": "fit a linear classifier on a run's frozen features, on its own data or on other",
     "evaluate": "natural and robust accuracy of a run or of someone else's weights, audited",
+    "verify": "re-score an evaluation's adversarial images, from its witness pack alone",
     "analyze": "what students took over from their teacher: correlations, clusters, information, errors",
     "report": "one page and tables from a folder of runs",
     "reproduce": "a table or figure of the paper: its recipe, what is missing run, beside the paper's numbers",
-    "export": "a network's weights as one file to ship",
+    "export": "a network as one file to ship: its weights, or ONNX",
     "demo": "all of it on small images, in about a minute",
     "download": "fetch a data set, md5 checked",
     "check": "run the contract tests on a method of your own",
 }
 
 HOMES = {"demo": "demo", "report": "report", "analyze": "analysis", "reproduce": "reproduce", "probe": "transfer"}
-HOMES |= {"evaluate": "assess"}
+HOMES |= {"evaluate": "assess", "verify": "verify"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from gacd import checkpoint, cost, methods, models, prepare, ranks
+from gacd import checkpoint, cost, methods, models, onnx_file, prepare, ranks
 from gacd import data as datasets
 from gacd.cli import plain
 from gacd.device import launch
@@ -123,21 +123,51 @@ def train(
             say.print(f"{run}: done. Next: gacd evaluate {run}", markup=False)
 
 
-def export(source: str, *, out: str, half: bool = False) -> None:
-    """Writes a network's weights, with all that rebuilds it, as one safetensors file: itself a source of weights.
+def export(
+    source: str,
+    *,
+    out: str | None = None,
+    onnx: str | None = None,
+    half: bool = False,
+    data: str | None = None,
+    data_dir: str | None = None,
+    size: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> None:
+    """Writes a network as one file: safetensors, itself a source of weights, or ONNX for other runtimes, or both.
 
     Args:
         source: a run directory, a file in its checkpoints/, or ARCH:FILE.
-        out: the file, NAME.safetensors.
-        half: store in float16 what float16 can hold: half the size; evaluate the file, not the run.
+        out: NAME.safetensors, the weights with all that rebuilds the network.
+        onnx: NAME.onnx, pixels in [0,1] -> logits; written once onnxruntime agrees with torch on natural images and on
+            the run's witnesses.
+        half: store in float16 what float16 can hold: half the size of --out; evaluate the file, not the run.
+        data: of --onnx: images to compare on, and the classes' names; the run's if absent and at hand.
+        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+        size: of --onnx: pixels a side; the run's if absent.
+        mean: a foreign network's normalisation, a number per channel.
+        std: likewise.
     """
-    if Path(out).suffix != ".safetensors":
-        raise UsageError("the file's name must end in .safetensors", out)
-    opened = checkpoint.open_source(source)
+    if not out and not onnx:
+        raise UsageError("what shall be written?", "--out NAME.safetensors or --onnx NAME.onnx")
+    for name, suffix in ((out, ".safetensors"), (onnx, ".onnx")):
+        if name and Path(name).suffix != suffix:
+            raise UsageError(f"the file's name must end in {suffix}", name)
+    if half and not out:
+        raise UsageError("--half is of --out", "an ONNX file has float32 weights")
+    if onnx:
+        onnx_file.need()
+    opened = checkpoint.open_source(source, mean=mean, std=std)
     if not isinstance(opened.model, models.Classifier):
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, "ARCH:FILE")
-    checkpoint.ship(opened, Path(out), half=half)
-    print(f"{opened.model.name}, {opened.weights} weights: {Path(out).stat().st_size / 1000:.0f} kB in {out}")
+    what = f"{opened.model.name}, {opened.weights} weights"
+    if out:
+        checkpoint.ship(opened, Path(out), half=half)
+        print(f"{what}: {Path(out).stat().st_size / 1000:.0f} kB in {out}")
+    if onnx:
+        agreed = onnx_file.ship(opened, Path(onnx), data=data, data_dir=data_dir, size=size)
+        print(f"{what}: {Path(onnx).stat().st_size / 1000:.0f} kB in {onnx}; {agreed}")
 
 
 def check(method: str) -> None:

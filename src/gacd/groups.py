@@ -142,8 +142,14 @@ def _seed(run: Run) -> int | None:
 
 
 def _seedless(path: str, seed: int | None) -> str:
-    """A path without the seed that ends the names in it: "a" for "a-0" and "a_s0", "a/x" for "a-seed0/x"."""
+    """A path without the seed that ends the names in it: "a" for "a-0" and "a_s0", "a/x" for "a-seed0/x".
+
+    Of bare numbers the last alone is the seed: "wrn-16-1/a" for "wrn-16-1/a-1".
+    """
     if seed is None:
         return path
-    found = re.sub(rf"(?:(?<=[^/])[-_.]|(?<![^/]))(?:seed[-_=]?|s)?{seed}(?=(?:\.[a-z]+)?(?:/|$))", "", path)
+    start, end = r"(?:(?<=[^/])[-_.]|(?<![^/]))", r"(?=(?:\.[a-z]+)?(?:/|$))"
+    found = re.sub(rf"{start}(?:seed[-_=]?|s){seed}{end}", "", path)
+    *_, last = [None, *re.finditer(rf"{start}{seed}{end}", found)]
+    found = found[: last.start()] + found[last.end() :] if last and found == path else found
     return re.sub("//+", "/", found).strip("/") or path

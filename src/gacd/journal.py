@@ -14,6 +14,7 @@ from torch import Tensor
 from gacd import checkpoint, ranks
 from gacd.errors import InputError
 
+KEPT = 10_000  # images, of which a journal holds what beat them
 NOTHING = torch.empty(0, dtype=torch.int64)
 
 
@@ -26,14 +27,14 @@ class Journal:
         keep: images at positions from here on are not kept, only their verdicts.
     """
 
-    def __init__(self, folder: Path | None = None, key: dict[str, Any] | None = None, *, keep: int = 10_000):
+    def __init__(self, folder: Path | None = None, key: dict[str, Any] | None = None, *, keep: int = KEPT):
         self.keep, self.owner = keep, ExitStack()
         self.folder: Path | None = None
+        self.name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]  # of the key
         self.known: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
         self.beaten = NOTHING  # whose images are kept
         if folder is not None:
-            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-            self.folder = folder / f".evaluation-{name}"
+            self.folder = folder / f".evaluation-{self.name}"
             for part in self._parts():
                 self._learn(part)
         self.written = 1 + max((int(path.stem.split("-")[0]) for path in self._files()), default=-1)

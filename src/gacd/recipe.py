@@ -4,14 +4,15 @@ import itertools
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from gacd import checkpoint, results
+from gacd import assess, checkpoint, records
+from gacd.cli import Parser, Ratio
 from gacd.errors import InputError
-from gacd.evaluation import STANDARD
 from gacd.runs import story
 
 RECIPES = Path(__file__).parent / "recipes"
+PROBE = Path("checkpoints/probe.pt")
 # In the place of the shell's own: what a recipe would run is printed, each word ended by a NUL, each line by "\n".
 PRINTED = r"""
 gacd() { printf 'gacd\0'; printf '%s\0' "$@"; printf '\n'; }
@@ -43,9 +44,9 @@ class Task(NamedTuple):
     reads: list[Path]
     counts: list[Path]
 
-    @property
-    def all_reads(self) -> list[Path]:
-        return [*self.reads, *self.counts]
+    def needs(self, other: "Task") -> bool:
+        """Whether it reads what an earlier command makes."""
+        return other is not self and other.makes in [*self.reads, *self.counts]
 
 
 def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
@@ -73,7 +74,10 @@ def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
         raise InputError("the recipe fails", f"{path}: {reason}", "it may hold shell words, `gacd` and `row` alone")
     lines = [line.split("\0") for line in done.stdout.split("\0\n")[:-1]]
     commands = [words for kind, *words in lines if kind == "gacd"]
-    rows = [Row(words[0], words[1], list(map(Path, words[2:]))) for kind, *words in lines if kind == "row"]
+    said = [words for kind, *words in lines if kind == "row"]
+    if not all(commands) or not all(words[2:] for words in said):
+        raise InputError("the recipe fails", f"{path}: a bare `gacd`, or a `row` that is not `row TABLE CELL RUN...`")
+    rows = [Row(table, cell, list(map(Path, runs))) for table, cell, *runs in said]
     return [words for i, words in enumerate(commands) if words not in commands[:i]], rows
 
 
@@ -81,12 +85,12 @@ def missing(commands: Sequence[list[str]]) -> list[Task]:
     """The tasks to run: those without a result, and what these need and does not exist; in the recipe's order."""
     tasks: list[Task] = []
     for argv in commands:
-        known = {task.makes for task in tasks}
+        known = {task.makes for task in tasks if task.makes}
         pairs = [(before, Path(word)) for before, word in itertools.pairwise(argv)]
-        words = [(before, path) for before, path in pairs if before != "--out" and path in known]
-        reads = [path for before, path in words if before != "--cost-of"]
-        tasks.append(Task(argv, _makes(argv), reads, [path for before, path in words if before == "--cost-of"]))
-    read = {path for task in tasks for path in task.all_reads}
+        reads = [made for before, path in pairs if before not in ("--out", "--cost-of") for made in _read(path, known)]
+        counts = [path for before, path in pairs if before == "--cost-of" and path in known]
+        tasks.append(Task(argv, _makes(argv), reads, counts))
+    read = {path for task in tasks for path in [*task.reads, *task.counts]}
     needed: set[Path | None] = set()
     counted: set[Path | None] = set()
     chosen = []
@@ -111,14 +115,19 @@ def script(name: str, folder: str) -> Path:
     raise InputError("no such recipe" if not folder else "no such preset", name, f"one of {known}, or a file of yours")
 
 
+def _read(path: Path, known: set[Path]) -> list[Path]:
+    """What of the known a word names: itself, and the classifier that a run was given later."""
+    return [made for made in (path, path / PROBE) if made in known]
+
+
 def _makes(argv: list[str]) -> Path | None:
-    """A run for train, distill and probe; a file for the others."""
+    """A run for train, distill and probe; a file for the others, and for a probe that gives a run its classifier."""
     out = Path(argv[argv.index("--out") + 1]) if "--out" in argv[:-1] else None
     if argv[0] == "evaluate":
-        return (out or Path(argv[1])) / "results.json"
+        return (out or Path(*argv[1:2])) / "results.json"
     if argv[0] == "analyze":
         return (out or Path("analysis")) / "analysis.json"
-    return out or (Path(argv[1]) if argv[0] == "probe" else None)
+    return out or (Path(*argv[1:2]) / PROBE if argv[0] == "probe" else None)
 
 
 def _done(task: Task) -> bool:
@@ -126,13 +135,22 @@ def _done(task: Task) -> bool:
     if task.makes is None or not task.makes.exists():
         return False
     if task.argv[0] == "evaluate":
-        words = task.argv[task.argv.index("--attacks") + 1 :] if "--attacks" in task.argv else list(STANDARD)
-        end = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-        rows: list[dict[str, Any]] = results.read(task.makes.parent)["results"]
-        return {*words[:end]} <= {row.get("attack") for row in rows}
+        return _evaluated(task.makes.parent, task.argv[1:])
     if task.argv[0] in ("train", "distill"):
         return _exists(task.makes) and _finished(task.makes)
     return _exists(task.makes)
+
+
+def _evaluated(folder: Path, argv: list[str]) -> bool:
+    """Whether results of the weights that are there hold every attack that is asked for, on as many images."""
+    parser = Parser("gacd evaluate", "")
+    parser.add(assess.evaluate)
+    asked = parser.read(argv)
+    found = [
+        m for m in records.read(folder, "").measured if asked["data"] in (None, m.data) and m.norm == asked["norm"]
+    ]
+    whole = [m for m in found if m.n == min(asked["n"] or m.split, m.split)]
+    return {(a, Ratio(eps)) for a in asked["attacks"] for eps in asked["eps"]} <= {(m.attack, m.eps) for m in whole}
 
 
 def _exists(path: Path | None) -> bool:

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,11 @@ class Measured(NamedTuple):
     eps: Ratio
     accuracy: float
     row: dict[str, Any]
+
+    @property
+    def split(self) -> int:
+        """How many test images there are; n where an older entry does not say."""
+        return self.row["split_n"] if isinstance(self.row.get("split_n"), int) else self.n
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -150,7 +156,7 @@ def _captions(path: Path) -> dict[str, str]:
     try:
         captions = json.loads(path.read_text(encoding="utf-8"))["figures"]
         return {name: str(caption) for name, caption in captions.items()}
-    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
         return {}
 
 
@@ -160,7 +166,7 @@ def read(path: Path, name: str) -> Run:
     try:
         options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         run.options = options if isinstance(options, dict) else {}
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):
         run.warning = "no readable config.yaml"
     run.model = str(run.options.get("model") or "")
     run.log = list(_log(path / "metrics.jsonl"))
@@ -180,8 +186,6 @@ def read(path: Path, name: str) -> Run:
 
 def _evaluations(run: Run) -> list[Measured]:
     content = results.read(run.path)
-    if not isinstance(content, dict) or not isinstance(content.get("results"), list):
-        raise InputError("not evaluated: damaged", run.path / "results.json")
     run.model = str(content.get("model") or run.model)
     run.parameters = content["parameters"] if isinstance(content.get("parameters"), int) else None
     measured = [m for m in map(_measured, content["results"]) if m]
@@ -216,9 +220,10 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (RecursionError, ValueError):
             continue
-        if isinstance(row, dict) and all(isinstance(row.get(key), int) and row[key] >= 0 for key in ("step", "epoch")):
+        counts = [row.get(key) for key in ("step", "epoch")] if isinstance(row, dict) else [None]
+        if all(isinstance(count, int) and 0 <= count < 2**53 for count in counts):
             yield row
 
 
@@ -229,4 +234,4 @@ def _origin(row: dict[str, Any]) -> str:
 
 
 def finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

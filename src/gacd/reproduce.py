@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -18,9 +17,11 @@ from rich.console import Console
 
 from gacd import checkpoint, figures, records, report, tables
 from gacd.errors import GacdError, InputError, Stopped, UsageError
-from gacd.groups import mean_point
+from gacd.groups import Mean, mean, mean_point
 from gacd.recipe import Row, Task, expand, missing, script
 from gacd.records import Measured
+from gacd.sections import Line as Evaluated
+from gacd.sections import sections
 
 PAPER = Path(__file__).parent / "paper.json"
 
@@ -59,8 +60,10 @@ def reproduce(
         return
     say = Console(highlight=False)
     say.print(f"{len(commands)} commands, {len(commands) - len(steps)} of them done or not needed", markup=False)
-    run(steps, folder / "logs", jobs or max(1, torch.cuda.device_count()), say)
+    failed = run(steps, folder / "logs", jobs or max(1, torch.cuda.device_count()), say)
     show(rows, folder, say)
+    if failed:
+        raise GacdError(f"{len(failed)} of {len(steps)} commands failed or lack what failed", folder / "logs")
 
 
 def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
@@ -68,7 +71,7 @@ def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
     for name in dict.fromkeys(row.table for row in rows):
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError("a table's name may hold letters, digits, - and _", repr(name))
-        lines = [line_of(row) for row in rows if row.table == name]
+        lines = lines_of([row for row in rows if row.table == name])
         table, place = beside(name, lines), folder / name
         say.print(tables.terminal(table))
         for suffix, text in dict(md=tables.markdown(table), csv=tables.csv(table), tex=tables.latex(table)).items():
@@ -84,25 +87,31 @@ def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
         say.print(f"written to {place}.html, .md, .csv, .tex{', ' * bool(parts)}{parts}", markup=False)
 
 
-def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> None:
+def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> list[Task]:
     """Runs tasks as processes, some at a time, each once those before it that it reads have ended.
 
+    Returns:
+        Those that failed, or need what failed; the others have run.
+
     Raises:
-        GacdError: some failed; what does not need them has run.
-        Stopped: a signal came; the processes were told to save and stop.
+        Stopped: a signal came; the processes were told to save and stop, by a second one to stop at once.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, running, failed = list(tasks), [], []  # type: ignore[var-annotated]
+    waiting = list(tasks)
+    running: list[Process] = []
+    failed: list[Task] = []
     signals: list[int] = []
-    handlers = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored stays so: nohup's hang-up.
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    handlers = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in heard}
     try:
         while (waiting or running) and not signals:
             for task in list(waiting):
-                if any(t.makes in task.all_reads for t in failed):
+                if any(task.needs(other) for other in failed):
                     waiting.remove(task)
                     failed.append(task)
                 elif len(running) < jobs and not any(
-                    t.makes in task.all_reads for t in [*waiting, *(p.task for p in running)]
+                    task.needs(other) for other in [*waiting, *(p.task for p in running)]
                 ):
                     waiting.remove(task)
                     slot = next(n for n in range(jobs) if n not in [p.slot for p in running])
@@ -114,15 +123,19 @@ def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> None:
                 left = len(waiting) + len(running)
                 say.print(process.said, f"({left} left)", markup=False, soft_wrap=True)
             time.sleep(0.05)
-        for process in running:
-            process.stop()
     finally:
+        for process in running:
+            process.child.terminate()
+        while not all(process.ended for process in running):
+            if signals[1:]:
+                for process in running:
+                    process.child.kill()
+            time.sleep(0.05)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if signals:
         raise Stopped(signals[0], logs.parent)
-    if failed:
-        raise GacdError(f"{len(failed)} of {len(tasks)} commands failed or lack what failed", logs)
+    return failed
 
 
 class Process:
@@ -156,10 +169,6 @@ class Process:
         verdict = f"FAILED, see {self.log}" if self.failed else ""
         return f"{minutes:3}:{seconds:02}  gacd {' '.join(self.task.argv[:2])} → {self.task.makes} {verdict}"
 
-    def stop(self) -> None:
-        self.child.send_signal(signal.SIGTERM)
-        self.child.wait()
-
 
 class Line(NamedTuple):
     """A row with what was measured of each of its runs: attack -> accuracy, and the paper's natural and robust one."""
@@ -168,14 +177,25 @@ class Line(NamedTuple):
     measured: list[dict[str, Measured]]
     theirs: list[float]
 
-    def shares(self, attack: str) -> list[float]:
-        return [m[attack].accuracy for m in self.measured if attack in m]
+    def mean(self, attack: str) -> Mean | None:
+        return mean(m.get(attack) for m in self.measured)
 
 
-def line_of(row: Row) -> Line:
-    found = [records.read(path, path.name).measured for path in row.runs if path.is_dir()]
-    cells = _paper(row.table)["cells"]
-    return Line(row.cell, [{m.attack: m for m in measured} for measured in found if measured], cells.get(row.cell, []))
+def lines_of(rows: Sequence[Row]) -> list[Line]:
+    """A line per row; of each run, what it shares with most: one data set, one radius, as many images as it has."""
+    runs = {path: records.read(path, path.name) for row in rows for path in row.runs if path.is_dir()}
+    parts = sections(list(runs.values()))
+    lines = []
+    for row in rows:
+        found = [part.line(runs[path]) for path in row.runs if path in runs for part in parts]
+        measured = [_measured(line) for line in found if line]
+        lines.append(Line(row.cell, measured, _paper(row.table)["cells"].get(row.cell, [])))
+    return lines
+
+
+def _measured(line: Evaluated) -> dict[str, Measured]:
+    worst = [line.worst] if line.worst and line.worst.attack == "worst" else []
+    return {m.attack: m for m in [line.natural, *line.attacks.values(), *worst] if m}
 
 
 def beside(name: str, lines: Sequence[Line]) -> tables.Table:
@@ -187,7 +207,7 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
     columns += [tables.Column(f"paper: {a}", True) for a in ("natural", about["attack"])] if about["cells"] else []
     body = []
     for line in lines:
-        cells = [_mean(line.shares(attack)) for attack in attacks]
+        cells = [_share(line.mean(attack)) for attack in attacks]
         seeds = len(line.measured)
         cells.append(tables.Cell(str(seeds), (seeds,)) if seeds else tables.Cell(tables.MISSING))
         cells += [tables.number(value) for value in (line.theirs or (None, None))] if about["cells"] else []
@@ -197,8 +217,8 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
 
 def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
     """Cells such as k/16 as curves over k, named "-k"; other cells as robust against natural accuracy, named ""."""
-    attack = "worst" if any(line.shares("worst") for line in lines) else _paper(name)["attack"]
-    shown = [line for line in lines if line.shares("natural") and line.shares(attack)]
+    attack = "worst" if any(line.mean("worst") for line in lines) else _paper(name)["attack"]
+    shown = [line for line in lines if line.mean("natural") and line.mean(attack)]
     matches = [re.fullmatch(r"(\w+)/([\d.]+)", line.cell) for line in shown]
     if not all(matches):
         points = {line.cell: mean_point([_point(measured, attack) for measured in line.measured]) for line in shown}
@@ -207,7 +227,7 @@ def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
     for line, match in zip(shown, matches, strict=True):
         for kind in line.measured[0]:
             curve = swept.setdefault(match[1], {}).setdefault(kind, [])  # type: ignore[index]
-            curve.append((float(match[2]), statistics.fmean(line.shares(kind))))  # type: ignore[index]
+            curve.append((float(match[2]), mean(m.get(kind) for m in line.measured).mean))  # type: ignore[index,union-attr]
     return {
         f"-{parameter}": figures.curves({a: sorted(c) for a, c in curves.items()}, parameter, "accuracy", log=True)
         for parameter, curves in swept.items()
@@ -226,8 +246,7 @@ def _paper(table: str) -> dict[str, Any]:
     return known.get(table, dict(title=table, attack="pgd20", cells={}))
 
 
-def _mean(shares: Sequence[float]) -> tables.Cell:
-    if not shares:
+def _share(found: Mean | None) -> tables.Cell:
+    if found is None:
         return tables.number(None)
-    spread = 100 * statistics.stdev(shares) if len(shares) > 1 else None
-    return tables.number(100 * statistics.fmean(shares), spread=spread)
+    return tables.number(100 * found.mean, spread=None if found.spread is None else 100 * found.spread)

@@ -16,6 +16,7 @@ from gacd.audit import Audit
 from gacd.cli import Ratio
 from gacd.datasets import Split
 from gacd.device import describe
+from gacd.errors import InputError
 from gacd.evaluation import Evaluation, interval
 
 SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "steps", "seed", "chunk", "search")
@@ -71,14 +72,16 @@ def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> None:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """A run's results.json."""
-    from gacd.errors import InputError
-
+    """A run's results.json: a mapping whose "results" are a list of mappings."""
     path = run / "results.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
         raise InputError("cannot read results", f"{path}: {error}", "gacd evaluate writes it") from None
+    rows = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError("not evaluated: damaged", path)
+    return content
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:

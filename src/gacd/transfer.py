@@ -173,7 +173,8 @@ def fit_head(
             raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
         projection = state["embed_s.weight"], state["embed_s.bias"]
         model = with_head(opened.model, prototypes(state[f"bank_{head[0]}.rows"], images.train.labels, *projection))
-        result = evaluate(model.to(device), images.val, [f"pgd{steps}", f"margin{steps}"], eps=eps, seed=seed)
+        threat: dict[str, Any] = dict(eps=eps, step_size=step_size, seed=seed)
+        result = evaluate(model.to(device), images.val, [f"pgd{steps}", f"margin{steps}"], **threat)
         measured = dict(val_natural=result.natural, val_robust=result.worst)
         say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps}, worst of two losses {result.worst:.1%}")
     record = known | dict(head=head) | measured

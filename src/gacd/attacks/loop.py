@@ -1,5 +1,6 @@
 """The attack loop, written once: every inner maximisation and every gradient attack is an objective and a start."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -100,6 +101,18 @@ def box(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     low = torch.where(exact - low.double() > eps, low.nextafter(torch.ones_like(low)), low).clamp_(0, 1)
     high = torch.where(high.double() - exact > eps, high.nextafter(torch.zeros_like(high)), high).clamp_(0, 1)
     return low, high
+
+
+def inside(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> Tensor:
+    """Which images (B,C,H,W) lie in their balls around x and in [0,1], in exact arithmetic, (B,) bool; NaN does not."""
+    z, delta = x_adv.double(), (x_adv.double() - x.double()).flatten(1)
+    if norm == "Linf":
+        near = (delta.abs() <= eps).all(1)
+    else:
+        # fsum rounds once; a square or a difference of doubles each at most by 2^-53
+        squares = [math.fsum(row) for row in delta.square().tolist()]
+        near = torch.tensor([square <= eps**2 * (1 + 4e-16) for square in squares], dtype=torch.bool, device=x.device)
+    return near & ((z >= 0) & (z <= 1)).flatten(1).all(1)
 
 
 def _sphere(x: Tensor, eps: float) -> Callable[[Tensor], Tensor]:

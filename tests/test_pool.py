@@ -1,0 +1,129 @@
+"""A sweep in chunks that run full gives every image what the attack on that image alone gives it, to the bit."""
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from test_square import curved, images
+
+from gacd.attacks.apgd import APGD, TargetedAPGD
+from gacd.attacks.fab import TargetedFAB
+from gacd.attacks.pool import sweep
+from gacd.attacks.search import PGD, Search, ask, begin
+from gacd.attacks.square import Square
+from gacd.losses import margin_loss
+
+EPS = 0.03
+
+
+class Still(Search):
+    """Asks about the image itself, and finds its negative."""
+
+    needs = "logits"
+
+    def __init__(self, steps=3):
+        super().__init__(eps=0.1)
+        self.steps = steps
+
+    def begin(self, rows, logits):
+        rows["z"] = rows["x"]
+
+    def objective(self, logits, rows):
+        return margin_loss(logits, rows["y"])
+
+    def step(self, rows, logits, value, gradient):
+        pass
+
+    def found(self, rows):
+        return 1 - rows["x"]
+
+
+def alone(search, model, x, y):
+    """One image (1,C,H,W): what is found for it, and whether a candidate was seen to beat it."""
+    rows = begin(search, x, y, None, lambda: model(x))
+    while int(rows["t"]) < search.steps:
+        logits, value, gradient = ask(search, model, rows)
+        z = logits[0].tolist()
+        margin = max(v for k, v in enumerate(z) if k != int(y)) - z[int(y)]
+        if bool(search.candidates(rows)) and margin > 1e-4 * max(map(abs, z)):
+            return rows["z"], True
+        with torch.no_grad():
+            search.step(rows, logits, value, gradient)
+        rows["t"] = rows["t"] + 1
+    return search.found(rows), False
+
+
+def swept(search, model, x, y, which, chunk, context=nullcontext):
+    """Each position -> (image found, whether seen beaten); every position is yielded once."""
+    natural, found = model(x), {}
+    for where, x_adv, seen in sweep(search, model, lambda w: (x[w], y[w], natural[w]), which, chunk, context):
+        assert where.shape == seen.shape == x_adv.shape[:1] and len(where) > 0
+        for i, image, beaten in zip(where.tolist(), x_adv, seen.tolist(), strict=True):
+            assert i in which.tolist() and i not in found
+            found[i] = image, beaten
+    assert len(found) == len(which)
+    return found
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        PGD(eps=EPS, step_size=0.01, steps=6, loss=margin_loss),
+        APGD(eps=EPS, steps=12, loss="dlr"),
+        TargetedAPGD(eps=EPS, steps=4, targets=3),
+        TargetedFAB(eps=EPS, steps=4, targets=3),
+        Square(eps=EPS, steps=25),
+    ],
+    ids=lambda search: type(search).__name__,
+)
+def test_every_image_is_attacked_as_if_it_were_alone(search):
+    x = images(30)
+    y = curved(x).argmax(1)
+    which = torch.arange(30).roll(11)[:23]
+    expected = {i: alone(search, curved, x[i : i + 1], y[i : i + 1]) for i in which.tolist()}
+    assert 3 < sum(beaten for _, beaten in expected.values()) < 20
+    for chunk in (5, 40):  # rows that are refilled, and slots to spare
+        found = swept(search, curved, x, y, which, chunk)
+        for i, (image, beaten) in expected.items():
+            assert (torch.equal(found[i][0], image[0]), found[i][1]) == (True, beaten)
+
+
+def test_beaten_is_by_more_than_rounding_of_the_images_own_logits():
+    """Labels 0, logits the two pixels: wrong by 0.5e-4 and 2e-4 of the larger, beside an image of larger logits."""
+    x = torch.tensor([[0.1, 0.1 * (1 + 0.5e-4)], [0.1, 0.1 * (1 + 2e-4)], [1.0, 0.0]]).view(3, 1, 1, 2)
+    found = swept(Still(), lambda z: z.flatten(1), x, torch.zeros(3, dtype=torch.int64), torch.arange(3), 3)
+    assert [found[i][1] for i in range(3)] == [False, True, False]
+    assert torch.equal(found[0][0], 1 - x[0])
+    assert torch.equal(found[1][0], x[1])
+
+
+def test_every_forward_is_full_and_in_the_context():
+    shapes, inside = [], []
+
+    @contextmanager
+    def context():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def model(z):
+        shapes.append(len(z))
+        assert len(shapes) == 1 or inside  # the first makes the natural logits
+        return curved(z)
+
+    x = images(10)
+    swept(Still(steps=2), model, x, curved(x).argmax(1), torch.arange(10), 4, context)
+    assert shapes[1:] == [4] * 2 * 3
+
+
+def test_a_row_that_is_done_is_filled_at_once():
+    x, forwards = images(7), []
+
+    def model(z):
+        forwards.append(len(z))
+        return curved(z)
+
+    y = curved(x).argmax(1)
+    y[1:] = (y[1:] + 1) % 10  # six that a forward each beats, beside one that takes all six steps
+    swept(Still(steps=6), model, x, y, torch.arange(7), 2)
+    assert forwards[1:] == [2] * 6
