@@ -12,7 +12,7 @@ HOSTILE = """<script>alert(1)</script>"''><img src=x onerror=alert(2)>{{ 7*7 }}-
 
 def entry(attack, accuracy, eps=None, n=200, data="cifar10", sha256="a", **more):
     threat = dict(norm="Linf", eps=eps, step_size="2/255") if eps else {}
-    row = dict(weights="best", sha256=sha256, data=data, n=n, attack=attack, accuracy=accuracy, seed=0, seconds=1.5)
+    row = dict(weights="best", sha256=sha256, data=data, n=n, attack=attack, accuracy=accuracy, seed=0)
     return row | threat | dict(commit="abc123", device="a CPU", versions={"torch": "2.13.0"}) | more
 
 

@@ -1,6 +1,7 @@
 """The command line: every wrong input is one line and the documented exit code, and leaves nothing behind."""
 
 import contextlib
+import inspect
 import json
 import os
 import shlex
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from gacd import checkpoint, methods, models
+from gacd import assess, checkpoint, methods, models
 from gacd.cli import COMMANDS, Ratio, main, plain
 
 QUICK = "--model resnet8-x0.25 --batch-size 400 --precision 32 --val-steps 0 --epochs 1"
@@ -169,6 +170,22 @@ def test_help(command, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.startswith("usage: gacd")
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_help_of_evaluate_fits_a_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "--help"])
+    out = capsys.readouterr().out
+    usage, *lines = out.splitlines()
+    assert usage == "usage: gacd evaluate SOURCE [options]"
+    assert 24 <= len(lines) < 50
+    options = set(inspect.signature(assess.evaluate).parameters) - {"source"}
+    assert options == {line.split()[0][2:].replace("-", "_") for line in lines if line.startswith("  --")}
+    said = " ".join(out.split())
+    assert "--eps NUMBER ... radii in pixel units, such as 8/255; several give a curve. (default: 8/255)" in said
+    assert "--attacks TEXT ..." in said and "(default: fgsm pgd20 margin20)" in said
+    assert "--data TEXT" in said and "--n INT only" in said and "--norm {Linf,L2}" in said
 
 
 @pytest.mark.parametrize("method", methods.names(teacher=True))

@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from students import network, save
 from torch import nn
 
 from gacd import checkpoint, data, methods
@@ -120,3 +122,27 @@ def test_two_processes_stop_together_and_resume(tmp_path):
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
     states = [checkpoint.read(tmp_path / run / "checkpoints/last.pt")["method"] for run in "ab"]
     assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
+
+
+def test_torchrun_evaluates_as_one_process_does(tmp_path, digits):
+    save(tmp_path / "net", network("resnet8-x0.5", 1, digits), digits)
+    line = f"evaluate {tmp_path}/net --attacks fgsm pgd5 margin5x2 --eps 0.1 --n 150 --chunk 40 --precision 32 --out"
+    assert in_processes(1, command, *line.split(), str(tmp_path / "one")) == [0]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "--",
+        "gacd",
+    ]
+    argv = [*torchrun, *line.split(), str(tmp_path / "two")]
+    done = subprocess.run(argv, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two == one
+    assert [row["attack"] for row in one["results"]] == ["natural", "fgsm", "pgd5", "margin5x2", "worst"]
+    assert 0 < one["results"][-1]["accuracy"] < one["results"][0]["accuracy"] < 1

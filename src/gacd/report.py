@@ -134,12 +134,12 @@ def evaluations(run: Run) -> Table:
     """Every evaluation of a run's weights, as results.json has it."""
     columns = [Column("data"), Column("attack"), Column("norm"), Column("eps", True), Column("step", True)]
     columns += [Column("accuracy", True), Column("95 % interval", True, ("low", "high")), Column("n", True)]
-    columns += [Column("seed", True), Column("seconds", True), Column("weights")]
+    columns += [Column("seed", True), Column("weights")]
     rows = []
     for m in run.measured:
         row, weights = m.row, f"{m.row.get('weights') or ''} {str(m.row.get('sha256') or '')[:8]}"
         threat = [Cell(m.data), Cell(m.attack), Cell(m.norm), _plain(row.get("eps")), _plain(row.get("step_size"))]
-        numbers = [_share(m), _interval(m), _plain(m.n), _plain(row.get("seed")), _plain(row.get("seconds"))]
+        numbers = [_share(m), _interval(m), _plain(m.n), _plain(row.get("seed"))]
         rows.append([*threat, *numbers, Cell(weights)])
     return Table(run.name, columns, rows)
 

@@ -1,0 +1,192 @@
+"""A command's parser, filled from the signature and the docstring of what it calls."""
+
+import argparse
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from gacd.errors import UsageError
+
+CONFIGS = Path(__file__).parent / "configs"
+METAVARS = {bool: "{true,false}", int: "INT", float: "NUMBER", str: "TEXT"}
+
+
+class Parser:
+    """A jsonargparse parser filled from signatures.
+
+    Args:
+        prog: how the command is typed.
+        description: above the options in --help.
+        configs: whether the command takes --config.
+    """
+
+    def __init__(self, prog: str, description: str, configs: bool = False):
+        import jsonargparse
+        from jsonargparse.typing import register_type
+
+        register_type(Ratio, serializer=written, deserializer=Ratio, fail_already_registered=False)
+        text = description.split("Args:")[0].strip()
+        self.parser = jsonargparse.ArgumentParser(
+            prog=prog,
+            description=text,
+            exit_on_error=False,
+            allow_abbrev=False,
+            print_config="--print_config",
+            formatter_class=Help,
+        )
+        if configs:
+            recipes = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+            text = f"a YAML file of options, or a published recipe: {recipes}"
+            self.parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=text)
+        self.groups: dict[str, list[str]] = {}
+
+    def add(self, function: Callable, group: str = "", skip: Collection[str] = (), owner: Any = None) -> None:
+        """Adds a function's arguments: keyword-only ones as options, others that are str as positionals."""
+        from docstring_parser import parse
+
+        help_of = {p.arg_name: p.description for p in parse(inspect.getdoc(function) or "").params}
+        hints = typing.get_type_hints(owner or function)
+        target = self.parser.add_argument_group(group) if group else self.parser
+        self.groups.setdefault(group, [])
+        for name, parameter in inspect.signature(function).parameters.items():
+            positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            if name in skip or (positional and hints.get(name) not in (str, list[str])):
+                continue
+            required = parameter.default is parameter.empty
+            text = " ".join((help_of.get(name) or "").split()).replace("%", "%%")
+            options: dict[str, Any] = dict(type=_type(hints[name]), help=text)
+            if positional:
+                options |= dict(nargs="+") if hints[name] == list[str] else {}
+                options["type"] = str
+                target.add_argument(name, **options)
+            else:
+                if any(typing.get_origin(hint) is list for hint in (hints[name], *typing.get_args(hints[name]))):
+                    options["nargs"] = "+"
+                    options["type"] = _item(hints[name])
+                default = {} if required else dict(default=_default(parameter.default))
+                options["help"] += " (required)" if required else _said(parameter.default)
+                options |= _metavar(hints[name])
+                target.add_argument("--" + name.replace("_", "-"), dest=name, required=required, **default, **options)
+            self.groups[group].append(name)
+
+    def drop(self, name: str) -> None:
+        """Takes an option out again."""
+        for action in [a for a in self.parser._actions if a.dest == name]:
+            self.parser._remove_action(action)
+            for option in action.option_strings:
+                self.parser._option_string_actions.pop(option, None)
+            for group in self.parser._action_groups:
+                group._group_actions = [a for a in group._group_actions if a is not action]
+        for names in self.groups.values():
+            if name in names:
+                names.remove(name)
+
+    def read(self, argv: list[str]) -> dict[str, Any]:
+        """Values by name; --help and --print_config print and exit 0."""
+        needed = [action for action in self.parser._actions if action.required]
+        words = [
+            " ".join([*a.option_strings, str(a.metavar)] if a.option_strings else [a.dest.upper()]) for a in needed
+        ]
+        self.parser.usage = " ".join([self.parser.prog, *words, "[options]"])
+        try:
+            words = [self._dashed(recipe(word, before)) for before, word in zip(["", *argv], argv, strict=False)]
+            values = self.parser.parse_args(words)
+        except (argparse.ArgumentError, TypeError, ValueError) as error:
+            raise UsageError(" ".join(str(error).split())[:400], "", f"see {self.parser.prog} --help") from None
+        return {name: _bare(values[name]) for names in self.groups.values() for name in names}
+
+    def _dashed(self, word: str) -> str:
+        """--data_dir, as it is called in YAML and Python, is --data-dir."""
+        name, equals, value = word.partition("=")
+        known, dashed = self.parser._option_string_actions, name.replace("_", "-")
+        return dashed + equals + value if name not in known and dashed in known else word
+
+
+class Help(argparse.HelpFormatter):
+    """An option with its value, what it is and its default; a list's values are VALUE ..."""
+
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, **options | dict(max_help_position=27))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "+":
+            return f"{action.metavar or default_metavar} ..."
+        return super()._format_args(action, default_metavar)
+
+
+def _metavar(hint: Any) -> dict[str, str]:
+    """What stands for an option's value; argparse and jsonargparse name the choices themselves."""
+    kinds = [hint, *typing.get_args(hint), *(kind for part in typing.get_args(hint) for kind in typing.get_args(part))]
+    return next((dict(metavar=METAVARS[kind]) for kind in kinds if kind in METAVARS), {})
+
+
+def _said(default: Any) -> str:
+    """A default, behind an option's help."""
+    if default is None:
+        return ""
+    words = default if isinstance(default, list | tuple) else [default]
+    shown = (str(_default(word)).lower() if isinstance(word, bool) else str(_default(word)) for word in words)
+    return f" (default: {' '.join(shown)})"
+
+
+def recipe(word: str, before: str) -> str:
+    """After --config, the path of a published recipe's name."""
+    name = word.removeprefix("--config=") if word.startswith("--config=") else word if before == "--config" else ""
+    packaged = CONFIGS / f"{name}.yaml"
+    return word.replace(name, str(packaged)) if name.isidentifier() and packaged.is_file() else word
+
+
+def _type(hint: Any) -> Any:
+    """A hint with Ratio in the place of float."""
+    if hint is float:
+        return Ratio
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.Union[tuple(_type(a) for a in typing.get_args(hint))]  # noqa: UP007
+    return hint
+
+
+def _item(hint: Any) -> Any:
+    for candidate in (hint, *typing.get_args(hint)):
+        if typing.get_origin(candidate) is list:
+            return _type(typing.get_args(candidate)[0])
+    return hint
+
+
+def _default(value: Any) -> Any:
+    if isinstance(value, float):
+        return Ratio(value)
+    return [_default(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _bare(value: Any) -> Any:
+    """Floats in the place of Ratios: what ends in a checkpoint must be of types that torch loads safely."""
+    if isinstance(value, list):
+        return [_bare(v) for v in value]
+    return float(value) if isinstance(value, Ratio) else value
+
+
+class Ratio(float):
+    """A float that may be written, and is shown, as "8/255"."""
+
+    def __new__(cls, value: float | str) -> "Ratio":
+        if isinstance(value, str) and value.count("/") == 1:
+            over, under = map(float, value.split("/"))
+            if under == 0:
+                raise ValueError(f"division by zero: {value}")
+            return super().__new__(cls, over / under)
+        return super().__new__(cls, value)
+
+    def __str__(self) -> str:
+        levels = self * 255
+        grey = 0 < levels < 255 and abs(levels - round(levels)) < 1e-9 and len(repr(float(self))) > 8
+        return f"{round(levels)}/255" if grey else f"{float(self):g}"
+
+    __repr__ = __str__
+
+
+def written(value: Ratio) -> str | float:
+    """As YAML keeps it."""
+    return text if "/" in (text := str(value)) else float(value)
