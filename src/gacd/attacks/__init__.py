@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from gacd.attacks.loop import Objective, check_threat, evaluating, maximize
-from gacd.attacks.search import FGSM, PGD, Search, margin_pgd, run
+from gacd.attacks.search import FGSM, PGD, Search, run
 from gacd.losses import cross_entropy, margin_loss
 
 __all__ = [
     "ATTACKS",
-    "SEARCHES",
     "Objective",
     "Search",
     "check_threat",
@@ -79,6 +78,3 @@ def fgsm(
 
 
 ATTACKS: dict[str, Callable[..., torch.Tensor]] = {"fgsm": fgsm, "pgd": pgd, "margin": margin}
-
-# What `evaluate` runs by name: each makes a Search of (norm, eps, seed and the attack's own options).
-SEARCHES: dict[str, Callable[..., Search]] = {"fgsm": FGSM, "pgd": PGD, "margin": margin_pgd}

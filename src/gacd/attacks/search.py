@@ -5,14 +5,14 @@ on that row alone; a network in eval mode then gives the same bits whichever row
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gacd import noise
 from gacd.attacks.loop import box, check_threat, projection, steepest
-from gacd.losses import cross_entropy, margin_loss
+from gacd.losses import cross_entropy
 
 # (B, ...) each: "x" images, "low" and "high" the Linf ball's ends, "y" labels, "index" (B,) what randomness is drawn
 # from, "t" (B,) steps done, "z" what the network is asked about, and the attack's own
@@ -170,8 +170,3 @@ def uniform_in_ball(x: Tensor, norm: str, eps: float, key: int, index: Tensor) -
     direction = noise.normal(key, index, shape).to(x.dtype)
     radius = eps * noise.uniform(noise.key(key, "radius"), index).to(x.dtype) ** (1 / x[0].numel())
     return x + direction * (radius / direction.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
-
-
-def margin_pgd(**options: Any) -> PGD:
-    """PGD with the margin (Carlini-Wagner) loss, which no scale of the logits can saturate."""
-    return PGD(loss=margin_loss, **options)
