@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=[TEACHER], help="sources, as for gacd evaluate")
-    parser.add_argument("--data", default="cifar10")
-    for name, default in dict(n=1000, n_cascade=1000, batch=250, rounds=3, threads=torch.get_num_threads()).items():
+    for name, default in dict(n=1000, n_cascade=100, batch=250, rounds=3, threads=torch.get_num_threads()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
     options = parser.parse_args(argv)
@@ -67,7 +66,7 @@ def pgd(options: argparse.Namespace) -> dict:
 
     rows = []
     for source in options.networks:
-        model, split = checkpoint.load(source), test_images(options.data, options.n)
+        model, split = opened(source, options.n)
         sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options.batch)}
         sides |= ours(model, split, "pgd20")
         rows.append(dict(network=source, n=len(split)) | race(sides, "torchattacks", options.rounds))
@@ -78,7 +77,7 @@ def cascade(options: argparse.Namespace) -> dict:
     """Our cascade beside the official AutoAttack, and the images that they judge differently."""
     rows = []
     for source in options.networks:
-        model, split = checkpoint.load(source), test_images(options.data, options.n_cascade)
+        model, split = opened(source, options.n_cascade)
         classes = int(split.labels.max()) + 1
         official = Official(norm="Linf", eps=EPS, seed=0, classes=classes)
         sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options.batch)}
@@ -191,8 +190,10 @@ def race(sides: dict[str, Callable[[], Tensor]], peer: str, rounds: int) -> dict
     return dict(sides=found)
 
 
-def test_images(data: str, n: int) -> Split:
-    return datasets.load(data).test.take(torch.arange(n))
+def opened(source: str, n: int) -> tuple[nn.Module, Split]:
+    """A network and the first test images of the data that it was trained on."""
+    found = checkpoint.open_source(source)
+    return found.model, datasets.load(found.record["data"]).test.take(torch.arange(n))
 
 
 def timed(step: Callable[[], object]) -> float:

@@ -229,7 +229,7 @@ def _judged(
 
     What only the search's precision saw beaten is attacked once more, in float32.
     """
-    doubtful: list[Tensor] = []
+    doubtful = torch.zeros(int(which.max()) + 1 if len(which) else 0, dtype=torch.bool)
     for precision in (context, nullcontext):
         held: list[tuple[Tensor, Tensor, Tensor]] = []
         for block in chain(sweep(search, quick, fetch, which, chunk, precision), [None]):
@@ -243,9 +243,9 @@ def _judged(
             x_adv = x_adv[:chunk].contiguous(memory_format=torch.channels_last)
             right = _logits(model, x_adv.__getitem__, len(where), chunk).argmax(1) == fetch(where)[1].cpu()
             sure = ~(seen & right) if precision is not nullcontext else torch.ones_like(right)
-            doubtful.append(where[~sure])
+            doubtful[where[~sure]] = True
             yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
-        which = torch.cat([which[:0], *doubtful])
+        which = which[doubtful[which]]
         if precision is nullcontext or not len(which):
             return
 

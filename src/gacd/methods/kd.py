@@ -16,6 +16,8 @@ class KD(Method):
         temperature: t, by which both logits are divided.
     """
 
+    best_by = "val_natural"  # nothing here trains robustness: what it has of it is highest before it has learnt much
+
     def __init__(
         self,
         student: nn.Module,
