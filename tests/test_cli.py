@@ -246,7 +246,8 @@ def test_ratio():
 def test_evaluate_adds_to_the_results(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     argv = ["evaluate", "t", "--n", "20", "--attacks", "fgsm"]
-    assert main([*argv, "--eps", "8/255", "0.1"]) == 0
+    trusted_or_suspect = (0, 3)  # the network has hardly learnt anything
+    assert main([*argv, "--eps", "8/255", "0.1"]) in trusted_or_suspect
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "8/255" in out
@@ -256,6 +257,6 @@ def test_evaluate_adds_to_the_results(capsys, monkeypatch):
         ("fgsm", "0.1"),
     ]
     assert len(rows) == 3
-    assert main(argv) == 0
+    assert main(argv) in trusted_or_suspect
     assert len(json.loads(Path("t/results.json").read_text())["results"]) == len(rows)
     assert main(["evaluate", f"resnet8-x0.25:{os.devnull}", "--data", "digits"]) == 1

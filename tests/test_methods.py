@@ -171,7 +171,7 @@ def test_adding_a_file_adds_a_command(tmp_path, monkeypatch, capsys):
     assert methods.Mine.__name__ == "Mine"
     with pytest.raises(SystemExit, match="0"):
         main(["distill", "mine", "--help"])
-    assert "--weight WEIGHT" in capsys.readouterr().out
+    assert "--weight NUMBER" in capsys.readouterr().out
 
 
 def test_teacher_moves_but_is_not_saved():

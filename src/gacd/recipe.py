@@ -75,7 +75,7 @@ def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
     lines = [line.split("\0") for line in done.stdout.split("\0\n")[:-1]]
     commands = [words for kind, *words in lines if kind == "gacd"]
     said = [words for kind, *words in lines if kind == "row"]
-    if not all(commands) or not all(words[2:] for words in said):
+    if not all(map(any, commands)) or not all(words[2:] for words in said):
         raise InputError("the recipe fails", f"{path}: a bare `gacd`, or a `row` that is not `row TABLE CELL RUN...`")
     rows = [Row(table, cell, list(map(Path, runs))) for table, cell, *runs in said]
     return [words for i, words in enumerate(commands) if words not in commands[:i]], rows

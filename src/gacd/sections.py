@@ -83,7 +83,7 @@ class Section:
         # Each accuracy is an upper bound, so the lowest of several is the one to believe.
         attacks = {name: min((m for m in here if m.attack == name), key=lambda m: m.accuracy) for name in names}
         natural = next((m for m in same if m.attack == "natural"), None)
-        return Line(run, n, natural, attacks, min(here, key=lambda m: m.accuracy, default=None))
+        return Line(run, n, natural, attacks, min(here, key=lambda m: (m.accuracy, m.attack != "worst"), default=None))
 
 
 def sections(runs: list[Run]) -> list[Section]:
