@@ -104,7 +104,7 @@ def test_killed_at_random_moments_forty_times(network, tmp_path):
     whole, kills, trial = masks(network), 0, 0
     context = multiprocessing.get_context("fork")
     torch.set_num_threads(1)
-    while kills < 40:
+    while kills < 40 or trial < 2:
         folder, trial = tmp_path / str(trial), trial + 1
         folder.mkdir()
         while not (folder / "done").exists():
@@ -116,7 +116,6 @@ def test_killed_at_random_moments_forty_times(network, tmp_path):
             kills += process.exitcode == -signal.SIGKILL
         assert torch.equal(masks(network, journal=Journal(folder, {})), whole)
         assert len(Journal(folder, {}).witnesses()[0]) == int((whole[0] & ~whole.all(0)).sum())
-    assert trial > 1
 
 
 @pytest.mark.parametrize("chunk", [64, 250])
