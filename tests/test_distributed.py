@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from students import network, save
@@ -122,6 +123,20 @@ def test_two_processes_stop_together_and_resume(tmp_path):
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
     states = [checkpoint.read(tmp_path / run / "checkpoints/last.pt")["method"] for run in "ab"]
     assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
+
+
+def test_two_processes_audit_a_file_that_is_no_run(tmp_path, digits):
+    save(tmp_path / "net", network("resnet8-x0.5", 1, digits), digits)
+    line = ["evaluate", str(tmp_path / "shipped.safetensors"), "--data", "digits", "--attacks", "fgsm", "pgd4"]
+    assert main(["export", str(tmp_path / "net"), "--out", str(tmp_path / "shipped.safetensors")]) == 0
+    assert in_processes(2, command, *line, "--n", "60", "--chunk", "16", "--precision", "32") == [0, 0]
+
+
+def test_more_processes_than_images_are_refused(tmp_path, digits, monkeypatch, capsys):
+    save(tmp_path / "net", network("resnet8-x0.25", 1, digits), digits)
+    monkeypatch.setattr("gacd.assess.launch", lambda *args, **options: (SimpleNamespace(world_size=4), "32"))
+    assert main(["evaluate", str(tmp_path / "net"), "--n", "3"]) == 2
+    assert "more processes than images" in capsys.readouterr().err
 
 
 def test_torchrun_evaluates_as_one_process_does(tmp_path, digits):

@@ -108,6 +108,37 @@ def test_a_mismatch_is_an_error_and_leaves_no_file(run, monkeypatch, capsys, cha
     assert not list(run.parent.glob("*t.onnx*"))
 
 
+@pytest.mark.parametrize(
+    ("node", "kind", "code"),
+    [
+        (dict(op_type="ReduceSum", inputs=["pixels"], keepdims=0), onnx.TensorProto.FLOAT, 4),
+        (dict(op_type="NonZero", inputs=["pixels"]), onnx.TensorProto.INT64, 4),
+        (dict(op_type="Constant", inputs=[], value_string=b"a"), onnx.TensorProto.STRING, 1),
+    ],
+    ids=["one number", "of no fixed size", "a text"],
+)
+def test_a_file_that_gives_no_logits(run, capsys, node, kind, code):
+    helper, (pack,) = onnx.helper, run.glob("witnesses-*.safetensors")
+    pixels = helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["batch", 1, 8, 8])
+    logits = helper.make_tensor_value_info("logits", kind, None)
+    drawn = helper.make_graph([helper.make_node(**node, outputs=["logits"])], "odd", [pixels], [logits])
+    model = helper.make_model(drawn, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"weights_sha256": "[/]\x1b[31m"})
+    onnx.save(model, "odd.onnx")
+    capsys.readouterr()
+    assert main(["verify", "odd.onnx", str(pack), "--other-weights", "true"]) == code
+    said = capsys.readouterr()
+    assert "SHA-256 [/]" in said.out
+    assert "\x1b" not in said.out + said.err
+
+
+def test_nan_is_a_mismatch():
+    x = noise.uniform(2, torch.arange(7), (1, 8, 8))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False))  # one class: no other can be named
+    with pytest.raises(GacdError, match="other logits"):
+        compare(model, lambda part: model(part).detach() * torch.nan, x)
+
+
 def test_a_batch_size_written_into_the_graph_is_found():
     class Written(nn.Module):
         def forward(self, x):

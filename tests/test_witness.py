@@ -13,7 +13,7 @@ from test_distributed import in_processes
 from gacd import assess, checkpoint, data, witness
 from gacd.audit import Audit
 from gacd.cli import main
-from gacd.errors import InputError, Invalid
+from gacd.errors import InputError, Invalid, NotFinite
 from gacd.evaluation import evaluate
 from gacd.heads import linear
 from gacd.journal import Journal
@@ -224,6 +224,51 @@ def test_a_verdict_within_rounding_is_counted_apart(made):
     above = 1e-3
     with pytest.raises(Invalid, match="1 of 24 witnesses do not fool"):
         score(pack, by_a_hair)
+
+
+def test_what_is_not_finite_where_no_audit_looked_is_invalid(place, monkeypatch, capsys):
+    def breaks(*args, **options):
+        raise NotFinite("the network's logits or gradients are not finite")
+
+    monkeypatch.setattr(assess, "measure", breaks)
+    assert main([*ARGV, "--out", "none"]) == 4
+    assert "TRUSTED" not in capsys.readouterr().out
+    assert not Path("none/results.json").exists()
+    assert not packs("none")
+
+
+def deep(about, tensors):
+    about["more"] = []
+    for _ in range(600):
+        about["more"] = [about["more"]]
+
+
+def huge(about, tensors):
+    for told in (about, *about["threats"].values()):
+        told |= dict(norm="L2", eps="1e200")
+
+
+def more_than_there_are(about, tensors):
+    about |= dict(evaluated=5000, data_sha256=fingerprint(data.load("digits").test))
+    tensors["positions"][-1] = 4000
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda about, tensors: about.update(architecture="x[/]", data="x[/]"), 0),
+        (deep, 0),
+        (huge, 4),
+        (more_than_there_are, 4),
+    ],
+    ids=["markup", "deep", "huge", "more than there are"],
+)
+def test_odd_packs_are_no_bug(place, change, code, capsys):
+    pack = witness.read(pack_at_8())
+    change(pack.about, pack.tensors)
+    witness.save(Path("odd.safetensors"), pack)
+    assert main(["verify", "t", "odd.safetensors"]) == code
+    assert ("x[/], the SHA-256" in capsys.readouterr().out) == (pack.about["architecture"] == "x[/]")
 
 
 @pytest.mark.parametrize(("kind", "seed"), [(kind, seed) for kind, times in FILES.items() for seed in range(times)])

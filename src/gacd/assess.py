@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
 from gacd import checkpoint, ranks, results, witness
 from gacd import data as datasets
-from gacd.audit import MOST, Audit, audit
+from gacd.audit import MOST, Audit, Finding, audit
 from gacd.cli import Ratio
 from gacd.datasets import Split
 from gacd.device import launch
@@ -21,6 +22,8 @@ from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Journal
 from gacd.progress import Progress
+
+NOT_FINITE = Finding("finite", "invalid", "NaN or infinity, where no audit looked", "an attack cannot use them")
 
 
 def evaluate(
@@ -86,6 +89,8 @@ def evaluate(
     images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     fabric, chosen = launch(device, devices, precision=precision)
+    if fabric.world_size > len(split):
+        raise UsageError("more processes than images", f"{fabric.world_size} > {len(split)}", "a lower --devices")
     chunk = chunk or rows_on(fabric.device)
     model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first = fabric.global_rank == 0
@@ -103,7 +108,8 @@ def evaluate(
     found: list[Audit] = []
     packs: list[Path] = []
     seconds: dict[str, float] = {}
-    with Progress(len(split) * (len(attacks) + 1) * len(eps), quiet=not first) as progress, scratch(where) as folder:
+    images_in_all = len(split) * (len(attacks) + 1) * len(eps)
+    with Progress(images_in_all, quiet=not first) as progress, scratch(where, fabric) as folder:
 
         def running(name: str, robust: int, judged: int) -> None:
             low, high = interval(robust, judged)
@@ -142,6 +148,8 @@ def evaluate(
                             full=audits == "full",
                         )
                     )
+                    if not result and found[-1].exit_code < 4:
+                        found[-1].findings.append(NOT_FINITE)
                     if result and found[-1].exit_code < 4:
                         new = results.entries(result, origin, fabric.device, found[-1])
                         rows += new[1:] if rows else new  # the natural images are the same at every radius
@@ -168,13 +176,13 @@ def evaluate(
 
 
 @contextmanager
-def scratch(where: Path | None) -> Iterator[Path]:
-    """The directory itself, or a temporary one."""
+def scratch(where: Path | None, fabric: Fabric) -> Iterator[Path]:
+    """The directory itself, or a temporary one, the same for all processes."""
     if where:
         yield where
     else:
         with tempfile.TemporaryDirectory(prefix="gacd-") as folder:
-            yield Path(folder)
+            yield Path(fabric.broadcast(folder))
 
 
 def _together(measure: Callable[..., Evaluation], *args: Any, **options: Any) -> Evaluation | None:

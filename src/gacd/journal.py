@@ -93,5 +93,5 @@ class Journal:
                 parts.append(checkpoint.read(path))
             except InputError as error:
                 print(f"gacd: warning: {error}; its images are attacked again", file=sys.stderr)
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process found it too
         return parts

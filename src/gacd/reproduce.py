@@ -71,7 +71,8 @@ def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
     for name in dict.fromkeys(row.table for row in rows):
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError("a table's name may hold letters, digits, - and _", repr(name))
-        lines = lines_of([row for row in rows if row.table == name])
+        own = [row for row in rows if row.table == name]
+        lines = lines_of(own)
         table, place = beside(name, lines), folder / name
         say.print(tables.terminal(table))
         for suffix, text in dict(md=tables.markdown(table), csv=tables.csv(table), tex=tables.latex(table)).items():
@@ -80,7 +81,7 @@ def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
         for part, figure in pictures.items():
             figures.png(figure, Path(f"{place}{part}.png"))
             checkpoint.replace(Path(f"{place}{part}.svg"), figures.svg(figure, name, table.title).encode())
-        named = [(row.cell + (f" {path.name}" if row.runs[1:] else ""), path) for row in rows for path in row.runs]
+        named = [(row.cell + (f" {path.name}" if row.runs[1:] else ""), path) for row in own for path in row.runs]
         runs = [records.read(path, label) for label, path in named if path.is_dir()]
         report.write(place.with_suffix(".html"), runs, title=table.title, beside=[table], images=0)
         parts = ", ".join(f"{place}{part}.png and .svg" for part in pictures)

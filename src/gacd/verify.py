@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from gacd import checkpoint, onnx_file
@@ -50,18 +51,22 @@ def verify(
         raise UsageError("chunk must be at least 1", chunk)
     found = read(Path(pack))
     network, digest, place = _network(source, mean, std, device)
-    table = Table("looked at", "found", title=clean(Path(pack).name), title_justify="left")
+    table = Table("looked at", "found", title=Text(clean(Path(pack).name)), title_justify="left")
+
+    def say(*words: str) -> None:
+        table.add_row(*map(Text, words))  # no markup
+
     try:
         held = f"{found.about['n']} images, {len(found.tensors['beaten'])} witnesses"
-        table.add_row("content", f"{held}, SHA-256 matches")
-        table.add_row("ball and box", f"{_threat(found)}; the farthest witness is at {found.farthest:.4g}")
-        table.add_row("data", _compare(found, data, data_dir))
-        table.add_row("weights", _same(found, digest, other_weights))
-        table.add_row("audits", f"{found.about['verdict']}, when it was evaluated")
+        say("content", f"{held}, SHA-256 matches")
+        say("ball and box", f"{_threat(found)}; the farthest witness is at {found.farthest:.4g}")
+        say("data", _compare(found, data, data_dir))
+        say("weights", _same(found, digest, other_weights, by_itself=source.endswith(".onnx")))
+        say("audits", f"{found.about['verdict']}, when it was evaluated")
         rounding = max(ROUNDING[place], ROUNDING[found.about["device"]])
         rows, unproven = score(found, network, chunk=chunk, rounding=rounding)
         for row in rows:
-            table.add_row(*row)
+            say(*row)
     finally:
         Console().print(table)
     worst, n = found.counts["worst"] + unproven, found.about["n"]
@@ -89,9 +94,13 @@ def score(
     n, m = len(labels), len(beaten)
     x, y = torch.cat([pack.x, pack.tensors["witnesses"]]), torch.cat([labels, labels[beaten]])
     said = torch.cat([right[0], torch.zeros(m, dtype=torch.bool)])
-    logits = torch.cat([network(part)[:kept].float() for part, kept in _chunks(x, chunk)])
-    if logits.shape != (n + m, pack.about["classes"]):
-        raise invalid(f"the network does not know {pack.about['classes']} classes", f"logits {tuple(logits.shape)}")
+    parts = []
+    for part, kept in _chunks(x, chunk):
+        given = network(part)
+        if given.shape != (len(part), pack.about["classes"]):
+            raise invalid(f"the network does not know {pack.about['classes']} classes", f"logits {tuple(given.shape)}")
+        parts.append(given[:kept].float())
+    logits = torch.cat(parts)
     if not bool(logits.isfinite().all()):
         raise invalid("the network's logits are not finite")
     close = margin_loss(logits, y).abs() <= rounding * logits.abs().amax(1)
@@ -131,7 +140,8 @@ def _network(
         if mean or std:
             raise UsageError("an ONNX file normalises itself", source, "leave out --mean and --std")
         session = onnx_file.Session(Path(source))
-        return session, session.about.get("weights_sha256"), "cpu"
+        digest = session.about.get("weights_sha256")
+        return session, digest and clean(digest), "cpu"
     opened = checkpoint.open_source(source, mean=mean, std=std)
     fabric, _ = launch(device, precision="32")
     model = opened.model.eval().to(fabric.device)
@@ -150,10 +160,10 @@ def _threat(pack: Pack) -> str:
     return f"{pack.about['norm']} {pack.about['eps']}"
 
 
-def _same(pack: Pack, digest: str | None, other: bool) -> str:
+def _same(pack: Pack, digest: str | None, other: bool, by_itself: bool) -> str:
     said = pack.about["weights_sha256"]
     if digest == said:
-        return f"{pack.about['architecture']}, the SHA-256 is the pack's"
+        return f"{pack.about['architecture']}, the SHA-256 is the pack's" + ", by the file's own word" * by_itself
     if digest is None:
         return "the file does not say whose they are: the images alone count"
     if not other:
@@ -177,7 +187,7 @@ def _compare(pack: Pack, data: str | None, data_dir: str | None) -> str:
             raise
         return f"{name} is not at hand: the images are not compared"
     evaluated = test.take(torch.arange(min(pack.about["evaluated"], len(test))))
-    if fingerprint(evaluated) != pack.about["data_sha256"]:
+    if len(evaluated) < pack.about["evaluated"] or fingerprint(evaluated) != pack.about["data_sha256"]:
         raise invalid("the images evaluated are not those of the data set, by their SHA-256", name)
     there = evaluated.take(positions)
     if not torch.equal(there.images, images) or not torch.equal(there.labels, pack.tensors["labels"]):

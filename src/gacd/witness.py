@@ -113,8 +113,7 @@ def write(path: Path, split: Split, result: Evaluation, found: tuple[Tensor, Ten
 def save(path: Path, pack: Pack) -> None:
     """Writes a pack atomically, under the hash of its content."""
     tensors = {name: tensor.contiguous() for name, tensor in pack.tensors.items()}
-    about = {name: value for name, value in pack.about.items() if name != "content_sha256"}
-    about["content_sha256"] = content(about, tensors)
+    about = pack.about | dict(content_sha256=content(pack.about, tensors))
     checkpoint.replace(path, safetensors.torch.save(tensors, {KEY: json.dumps(about)}))
 
 
@@ -125,19 +124,19 @@ def read(path: Path) -> Pack:
         InputError: not a pack, or cut short.
         Invalid: its content contradicts its hash, or itself.
     """
-    text, same, tensors, about = "", "", {}, None
+    text, same, hashed, tensors, about = "", "", "", {}, None
     # Suppressed is whatever a hostile or broken file makes the safe reader raise.
     with contextlib.suppress(Exception), safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         text = file.metadata()[KEY]
         about = json.loads(text)
-        same = json.dumps(about)
+        same, hashed = json.dumps(about), content(about, tensors)
     if not isinstance(about, dict):
         raise InputError("cannot be read as a witness pack", path, "gacd evaluate writes them; was it cut short?")
     if about.get("format") != FORMAT:
         raise InputError("witness pack of another version of gacd", path, f"not format {FORMAT}")
     said = about.pop("content_sha256", None)
-    if said != content(about, tensors) or text != same:  # 1e-05 and 1E-05 are the same number, but not the same text
+    if said != hashed or text != same:  # 1e-05 and 1E-05 are the same number, but not the same text
         raise invalid("its SHA-256 is not that of its content", path)
     pack = Pack(about, tensors)
     _sound(pack)
@@ -150,7 +149,8 @@ def file_name(norm: str, eps: float, key: str) -> str:
 
 
 def content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of metadata and tensors."""
+    """SHA-256 of metadata, but for itself, and tensors."""
+    about = {name: value for name, value in about.items() if name != "content_sha256"}
     h = hashlib.sha256(json.dumps(about).encode())
     for name, tensor in sorted(tensors.items()):
         h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -199,7 +199,7 @@ def _sound(pack: Pack) -> None:
         raise invalid("it does not hold as many images as it says", f"{len(labels)}, not {about['n']}")
     if int(labels.min()) < 0 or int(labels.max()) >= about["classes"]:
         raise invalid(f"labels outside 0 to {about['classes'] - 1}")
-    if not bool((positions.diff() > 0).all()) or int(positions[0]) < 0 or int(positions[-1]) >= about["evaluated"]:
+    if not bool((positions.diff() > 0).all()) or int(positions.min()) < 0 or int(positions.max()) >= about["evaluated"]:
         raise invalid("positions are not ascending, or not among the images evaluated")
     if len(labels) == about["evaluated"] and fingerprint(Split(images, labels)) != about["data_sha256"]:
         raise invalid("images or labels are not those evaluated, by their SHA-256", about["data"])
@@ -243,8 +243,13 @@ def _near(pack: Pack) -> None:
 
 def _texts(value: Any) -> list[str]:
     """All strings in a JSON value."""
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        return [text for item in value for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
+    texts, ahead = [], [value]
+    while ahead:  # a hostile one's depth may be above Python's
+        item = ahead.pop()
+        if isinstance(item, dict):
+            ahead += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            ahead += item
+        elif isinstance(item, str):
+            texts.append(item)
+    return texts

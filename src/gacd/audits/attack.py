@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from gacd.attacks.loop import inside
 from gacd.attacks.search import FGSM, run
 from gacd.audits.case import Case, Result
 from gacd.losses import cross_entropy, margin_loss
@@ -53,14 +54,5 @@ def ball_and_box(case: Case) -> Result:
     """Every adversarial image is inside its ball and in [0,1], in exact arithmetic."""
     if case.x_adv is None:
         return None, "no adversarial images were handed over", ""
-    z, x = case.x_adv.double(), case.x.double()
-    outside = ~((z >= 0) & (z <= 1))  # NaN is outside
-    if case.norm == "Linf":
-        outside |= ~((z - x).abs() <= case.eps)
-        bad, what = int(outside.sum()), "coordinates"
-    else:
-        # fsum rounds once; a square or a difference of doubles each at most by 2^-53
-        lengths = [math.fsum(row) for row in (z - x).flatten(1).square().tolist()]
-        far = torch.tensor([not length <= case.eps**2 * (1 + 4e-16) for length in lengths])
-        bad, what = int((far | outside.flatten(1).any(1).cpu()).sum()), "images"
-    return not bad, f"{bad} {what} outside the ball or [0,1]", "project, then round inwards"
+    bad = int((~inside(case.x, case.x_adv, case.eps, case.norm)).sum())
+    return not bad, f"{bad} of {case.n} images outside the ball or [0,1]", "project, then round inwards"
