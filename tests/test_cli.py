@@ -246,17 +246,16 @@ def test_ratio():
 def test_evaluate_adds_to_the_results(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     argv = ["evaluate", "t", "--n", "20", "--attacks", "fgsm"]
-    trusted_or_suspect = (0, 3)  # the network has hardly learnt anything
-    assert main([*argv, "--eps", "8/255", "0.1"]) in trusted_or_suspect
+    code = main([*argv, "--eps", "8/255", "0.1"])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "8/255" in out
     rows = json.loads(Path("t/results.json").read_text())["results"]
-    assert [(row["attack"], row.get("eps")) for row in rows if row["attack"] == "fgsm"] == [
-        ("fgsm", "8/255"),
-        ("fgsm", "0.1"),
-    ]
+    # The network has hardly learnt anything: on some processors it says one class, which is suspect.
+    codes = {r["eps"]: {"TRUSTED": 0, "SUSPECT": 3}[r["verdict"]] for r in rows if r["attack"] == "fgsm"}
+    assert list(codes) == ["8/255", "0.1"]
+    assert code == max(codes.values())
     assert len(rows) == 3
-    assert main(argv) in trusted_or_suspect
+    assert main(argv) == codes["8/255"]
     assert len(json.loads(Path("t/results.json").read_text())["results"]) == len(rows)
     assert main(["evaluate", f"resnet8-x0.25:{os.devnull}", "--data", "digits"]) == 1

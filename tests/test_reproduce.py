@@ -243,10 +243,13 @@ def test_a_signal_saves_what_runs(tmp_path, number):
     command = [sys.executable, "-c", code, "reproduce", "mine.sh", "--out", "o"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     log, deadline = tmp_path / "a/metrics.jsonl", time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert b"stopped, saved" in process.communicate(timeout=60)[1]
+    try:
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert b"stopped, saved" in process.communicate(timeout=60)[1]
+    finally:
+        process.terminate()
     assert process.returncode == 128 + number
     assert (tmp_path / "a/checkpoints/last.pt").exists()
     assert "stopped, saved: a" in (tmp_path / "o/logs/000.log").read_text()
