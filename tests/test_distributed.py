@@ -132,6 +132,23 @@ def test_two_processes_audit_a_file_that_is_no_run(tmp_path, digits):
     assert in_processes(2, command, *line, "--n", "60", "--chunk", "16", "--precision", "32") == [0, 0]
 
 
+def test_where_one_process_cannot_go_on_the_others_leave_with_its_exit_code(tmp_path, digits):
+    save(tmp_path / "net", network("resnet8-x0.5", 1, digits), digits)
+    line = f"evaluate {tmp_path}/net --attacks fgsm --n 60 --chunk 16 --precision 32 --out {tmp_path}/out"
+    (tmp_path / "out/results.json").mkdir(parents=True)
+    assert in_processes(2, command, *line.split()) == [1, 1]
+    (tmp_path / "out/results.json").rmdir()
+    (journal,) = (tmp_path / "out").glob(".evaluation-*")
+    for verdicts in journal.glob("*.pt"):
+        verdicts.unlink()
+    with checkpoint.owned(journal):
+        assert in_processes(2, command, *line.split()) == [75, 75]
+    assert [path.name for path in journal.iterdir()] == [".lock"]
+    train = "train pgdat --data digits --model resnet8-x0.25 --steps 1 --epochs 1 --out"
+    with checkpoint.owned(tmp_path / "new"):
+        assert in_processes(2, command, *train.split(), str(tmp_path / "new")) == [75, 75]
+
+
 def test_more_processes_than_images_are_refused(tmp_path, digits, monkeypatch, capsys):
     save(tmp_path / "net", network("resnet8-x0.25", 1, digits), digits)
     monkeypatch.setattr("gacd.assess.launch", lambda *args, **options: (SimpleNamespace(world_size=4), "32"))

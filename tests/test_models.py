@@ -263,6 +263,10 @@ def test_a_thinned_convolution_is_a_strided_one(size):
     found = torch.autograd.grad(thinned(x).square().sum(), [x, thinned.weight])
     assert torch.allclose(thinned(x), strided(x))
     assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+    grouped = conv(4, 6, 1, 2, groups=2)
+    assert grouped(x.float()).shape == thinned(x).shape
+    assert grouped.weight.shape == (6, 2, 1, 1)
+    assert conv(4, 6, 1, 2, padding=1)(x.float()).shape == (5, 6, (size + 3) // 2, (size + 3) // 2)
 
 
 def test_narrow_networks_train_without_harm():

@@ -53,13 +53,13 @@ def test_every_family(name):
 
 
 def test_a_run_s_file(run, capsys):
-    assert main(["export", "t", "--onnx", "t.onnx", "--out", "t.safetensors"]) == 0
+    assert main(["export", "t", "--onnx", "t.onnx", "--out", "t.safetensors", "--half", "true"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "t.safetensors" in said[-2]
+    assert "t.safetensors" in said[-1]
     (pack,) = run.glob("witnesses-*.safetensors")
     beaten = len(witness.read(pack).tensors["beaten"])
     assert beaten > 5
-    assert f"100 digits images and {beaten} witnesses" in said[-1]
+    assert f"100 digits images and {beaten} witnesses" in said[-2]
     proto = onnx.load("t.onnx")
     onnx.checker.check_model(proto, full_check=True)
     about = {entry.key: entry.value for entry in proto.metadata_props}

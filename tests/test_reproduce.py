@@ -25,7 +25,7 @@ MINIATURE = """
 RESNET18_T=resnet8-x0.5 RESNET18=resnet8-x0.25 WRN34_T=wrn-10-1 WRN34=wrn-10-1 MNV2=mobilenetv2-x0.1
 quick="--batch-size 400 --precision 32 --val-steps 1 --epochs 1"
 TEACHER="nfgsm $quick" AFT="pgdat $quick --steps 1"
-KD="kd $quick" ARD="ard $quick --steps 1" GACD="gacd $quick --steps 1"
+KD="kd $quick" ARD="ard $quick --steps 1" GACD="gacd $quick --steps 1" GACD_MNV2=$GACD
 EVALUATE="--attacks pgd1 margin1 --n 50"
 KD_EPOCHS= ARD_EPOCHS= GACD_EPOCHS= AFT_EPOCHS=
 """
@@ -269,6 +269,7 @@ def test_numbers_in_cells_are_drawn_as_curves_and_others_as_points():
     points = drawn("table4", [measured("cifar100/KD", natural=0.3, pgd7=0.1), measured("cifar100/ARD")])
     assert points[""].axes[0].get_ylabel() == "robust accuracy, pgd7"
     assert drawn("table4", [measured("cifar100/KD")]) == {}
+    assert list(drawn("mine", [measured("k/1.2.3", natural=0.3, worst=0.1)])) == [""]
 
 
 def test_means_and_spreads_stand_beside_the_paper_s():

@@ -203,6 +203,8 @@ def test_logits_that_say_nothing_are_no_proof(made):
             score(pack, lambda x, value=value: torch.full((len(x), 10), value))
     with pytest.raises(Invalid, match="10 classes"):
         score(pack, lambda x: torch.zeros(len(x), 9))
+    with pytest.raises(InputError, match="must return logits: tuple"):
+        score(pack, lambda x: (torch.zeros(len(x), 10), x))
 
 
 def test_a_verdict_within_rounding_is_counted_apart(made):

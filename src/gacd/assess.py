@@ -101,6 +101,7 @@ def evaluate(
     origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen)
     known = dict(data_sha256=results.fingerprint(split), attacks=attacks)
+    known |= dict(device=fabric.device.type, torch=torch.__version__)
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=known["data_sha256"], evaluated=len(split))
     told |= dict(architecture=getattr(model, "name", type(model).__name__), device=fabric.device.type)
@@ -130,7 +131,9 @@ def evaluate(
                     journal=journal,
                     shard=(fabric.global_rank, fabric.world_size),
                 )
-                if first:
+                with ranks.together():
+                    if not first:
+                        continue
                     beaten = journal.witnesses()
                     x, x_adv = _tried(split, beaten)
                     found.append(
@@ -161,7 +164,6 @@ def evaluate(
                             witness.write(packs[-1], kept, result, beaten, **told)
                         if where:
                             results.add(where, new, model)
-                fabric.barrier()
     if not first:
         return
     if rows:
@@ -188,7 +190,7 @@ def scratch(where: Path | None, fabric: Fabric) -> Iterator[Path]:
 def _together(measure: Callable[..., Evaluation], *args: Any, **options: Any) -> Evaluation | None:
     """All processes' shards; None if the network is not finite somewhere: the audits say what it is."""
     result = Evaluation()
-    with suppress(NotFinite):
+    with ranks.together(), suppress(NotFinite):
         result = measure(*args, **options)
     if bool(ranks.either(torch.tensor([not result.correct]))):
         return None

@@ -187,6 +187,16 @@ def owned(run: Path, name: str = ".lock") -> Iterator[None]:
         yield
 
 
+@contextmanager
+def owned_by_all(run: Path) -> Iterator[None]:
+    """`owned`, by all processes of a distributed run together."""
+    with contextlib.ExitStack() as lock:
+        with ranks.together():
+            if ranks.rank() == 0:
+                lock.enter_context(owned(run))
+        yield
+
+
 def ship(opened: Opened, path: Path, *, half: bool = False) -> None:
     """Writes a network as one safetensors file, which `load` rebuilds it from.
 

@@ -1,7 +1,6 @@
 """The commands: their arguments are the command line's options, their docstrings its help."""
 
 import inspect
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +104,7 @@ def train(
     options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
     from gacd.training import fit
 
-    with checkpoint.owned(run) if ranks.rank() == 0 else nullcontext():
+    with checkpoint.owned_by_all(run):
         remember(run, plain(options), FREE)
         say.print("  ".join(f"{k} {v}" for k, v in plain(options).items() if v is not None), markup=False, style="dim")
         say.print(f"a step costs {price['forwards']:.1f} forwards of the student an image", style="dim")
@@ -162,12 +161,12 @@ def export(
     if not isinstance(opened.model, models.Classifier):
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, "ARCH:FILE")
     what = f"{opened.model.name}, {opened.weights} weights"
-    if out:
-        checkpoint.ship(opened, Path(out), half=half)
-        print(f"{what}: {Path(out).stat().st_size / 1000:.0f} kB in {out}")
     if onnx:
         agreed = onnx_file.ship(opened, Path(onnx), data=data, data_dir=data_dir, size=size)
         print(f"{what}: {Path(onnx).stat().st_size / 1000:.0f} kB in {onnx}; {agreed}")
+    if out:  # last, for --half rounds the weights
+        checkpoint.ship(opened, Path(out), half=half)
+        print(f"{what}: {Path(out).stat().st_size / 1000:.0f} kB in {out}")
 
 
 def check(method: str) -> None:

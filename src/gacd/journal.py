@@ -68,8 +68,8 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         """Nobody else writes to it meanwhile."""
-        if self.folder is not None and ranks.rank() == 0:
-            self.owner.enter_context(checkpoint.owned(self.folder))
+        if self.folder is not None:
+            self.owner.enter_context(checkpoint.owned_by_all(self.folder))
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:

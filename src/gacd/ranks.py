@@ -1,5 +1,8 @@
 """What the processes of a distributed run share; with one process every function is the identity."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, distributed
 
@@ -18,14 +21,31 @@ def gather(x: Tensor) -> Tensor:
     """All processes' rows in rank order, (size * B, ...), detached."""
     if not _many():
         return x.detach()
-    rows = [torch.empty_like(x) for _ in range(size())]
-    distributed.all_gather(rows, x.detach().contiguous())
-    return torch.cat(rows)
+    sent = x.detach().contiguous()
+    sent = sent.cuda() if distributed.get_backend() == "nccl" else sent  # which knows no tensors on the CPU
+    rows = [torch.empty_like(sent) for _ in range(size())]
+    distributed.all_gather(rows, sent)
+    return torch.cat(rows).to(x.device)
 
 
 def either(mask: Tensor) -> Tensor:
     """True where any process's is, like mask."""
     return gather(mask[None].to(torch.uint8)).bool().any(0)  # gloo knows no bool
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Where the block fails in one process all leave: it with its error, the others silently with its exit code."""
+    error = None
+    try:
+        yield
+    except Exception as failure:
+        error = failure
+    codes = gather(torch.tensor([getattr(error, "exit_code", 1) if error else 0]))
+    if error:
+        raise error
+    if codes.any():
+        raise SystemExit(int(codes.max()))
 
 
 def mine(x: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
     """Cells such as k/16 as curves over k, named "-k"; other cells as robust against natural accuracy, named ""."""
     attack = "worst" if any(line.mean("worst") for line in lines) else _paper(name)["attack"]
     shown = [line for line in lines if line.mean("natural") and line.mean(attack)]
-    matches = [re.fullmatch(r"(\w+)/([\d.]+)", line.cell) for line in shown]
+    matches = [re.fullmatch(r"(\w+)/(\d+\.?\d*)", line.cell) for line in shown]
     if not all(matches):
         points = {line.cell: mean_point([_point(measured, attack) for measured in line.measured]) for line in shown}
         return {"": figures.scatter(points, "worst case" if attack == "worst" else attack)} if points else {}

@@ -47,8 +47,8 @@ def verify(
         std: likewise.
         device: cpu, cuda, or the best there is; an ONNX file runs on the CPU.
     """
-    if chunk < 1:
-        raise UsageError("chunk must be at least 1", chunk)
+    if not 1 <= chunk <= 10_000:
+        raise UsageError("chunk must be from 1 to 10000", chunk)
     found = read(Path(pack))
     network, digest, place = _network(source, mean, std, device)
     table = Table("looked at", "found", title=Text(clean(Path(pack).name)), title_justify="left")
@@ -97,6 +97,8 @@ def score(
     parts = []
     for part, kept in _chunks(x, chunk):
         given = network(part)
+        if not isinstance(given, Tensor):
+            raise InputError("the network must return logits", type(given).__name__, "a tensor (B,K)")
         if given.shape != (len(part), pack.about["classes"]):
             raise invalid(f"the network does not know {pack.about['classes']} classes", f"logits {tuple(given.shape)}")
         parts.append(given[:kept].float())
@@ -145,13 +147,14 @@ def _network(
     opened = checkpoint.open_source(source, mean=mean, std=std)
     fabric, _ = launch(device, precision="32")
     model = opened.model.eval().to(fabric.device)
-    return lambda x: _asked(model, x.to(fabric.device)).cpu(), checkpoint.digest(model), fabric.device.type
+    return lambda x: _asked(model, x.to(fabric.device)), checkpoint.digest(model), fabric.device.type
 
 
 def _asked(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            return model(x)
+            given = model(x)
+            return given.cpu() if isinstance(given, Tensor) else given
     except RuntimeError as error:
         raise InputError("the network does not take the pack's images", f"{tuple(x.shape)}: {error!s:.150}") from None
 

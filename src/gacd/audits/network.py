@@ -49,7 +49,8 @@ def batch_independence(case: Case) -> Result:
             case.network(torch.cat([1 - rest, 1 - x, x.flip(0)]))[-m:].flip(0),  # other neighbours, other places
             torch.cat([case.network(torch.stack([image, 0 * image]))[:1] for image in x]),
         ]
-    worst = max(float((batch - alone).abs().max()) for batch in batches) / max(float(alone.abs().max()), 1e-30)
+    worst = float(torch.stack([(batch - alone).abs().max() for batch in batches]).max())  # NaN if any is
+    worst /= max(float(alone.abs().max()), 1e-30)
     says = f"an image's logits alone and in other batches differ by {worst:.1e} of the largest"
     return worst <= case.tolerance, says, "statistics of the batch in the forward? it must depend on the image alone"
 

@@ -93,7 +93,7 @@ def conv(
 ) -> nn.Conv2d:
     """A convolution without bias, padded to keep the size, with He et al.'s initialisation over the fan-out."""
     padding = kernel // 2 if padding is None else padding
-    if kernel == 1 and stride > 1:
+    if (kernel, groups, padding) == (1, 1, 0) and stride > 1:
         module: nn.Conv2d = Thinned(c_in, c_out, stride)
     else:
         module = nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False)

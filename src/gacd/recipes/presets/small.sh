@@ -17,7 +17,7 @@ ARD_100="ard --temperature 1 --lr 20 --weight-decay 5e-6 $cycle $attack"
 RSLAD="rslad --lr 2 --weight-decay 5e-5 $cycle $attack"
 ADAAD="adaad --lr 0.2 $cycle $attack"
 IGDM="igdm --lr 0.2 $cycle $attack"
-GACD="gacd --lr 0.1 $cycle $attack"
+GACD="gacd --lr 0.1 $cycle $attack" GACD_MNV2=$GACD
 HEAD="--solver adversarial --weight-decays 0.1 0.03 0.01 --epochs 1 --steps 2 --step-size 5/255"
 AFT="pgdat --lr 0.2 $cycle $attack"
 
