@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -49,15 +49,15 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     result = json.loads(options.out.read_text()) if options.out.exists() else {}  # a part may be run alone
     for part in options.parts:
-        found = PARTS[part](options)
-        command = shlex.join(["python", "benchmarks/evaluation.py", *argv])
-        result[part] = found | dict(threads=options.threads, command=command, **provenance())
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        for found in PARTS[part](options):  # network by network
+            command = shlex.join(["python", "benchmarks/evaluation.py", *argv])
+            result[part] = found | dict(threads=options.threads, command=command, **provenance())
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps({part: found}, indent=1), flush=True)
 
 
-def pgd(options: argparse.Namespace) -> dict:
+def pgd(options: argparse.Namespace) -> Iterator[dict]:
     """PGD-20: seconds of whole evaluations, natural pass and verdicts included."""
     import torchattacks
 
@@ -70,10 +70,10 @@ def pgd(options: argparse.Namespace) -> dict:
         sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options.batch)}
         sides |= ours(model, split, "pgd20")
         rows.append(dict(network=source, n=len(split)) | race(sides, "torchattacks", options.rounds))
-    return dict(networks=rows)
+        yield dict(networks=rows)
 
 
-def cascade(options: argparse.Namespace) -> dict:
+def cascade(options: argparse.Namespace) -> Iterator[dict]:
     """Our cascade beside the official AutoAttack, and the images that they judge differently."""
     rows = []
     for source in options.networks:
@@ -83,10 +83,10 @@ def cascade(options: argparse.Namespace) -> dict:
         sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options.batch)}
         sides |= ours(model, split, "cascade")
         rows.append(dict(network=source, n=len(split)) | race(sides, "autoattack", 1))
-    return dict(networks=rows)
+        yield dict(networks=rows)
 
 
-def rate(options: argparse.Namespace) -> dict:
+def rate(options: argparse.Namespace) -> Iterator[dict]:
     """A ResNet-18's attack steps, as a share of the rate of matrix products in the same precision."""
     model = build("resnet18").eval().to(memory_format=torch.channels_last)
     x = noise.uniform(1, torch.arange(options.batch // 2), (3, 32, 32)).contiguous(memory_format=torch.channels_last)
@@ -104,10 +104,10 @@ def rate(options: argparse.Namespace) -> dict:
             product, step = (min(column) for column in zip(*pairs, strict=True))
             matrix, attack = 2 * 2048**3 / product, counter.total / step
             found[precision] = dict(matrix_gflops=matrix / 1e9, attack_gflops=attack / 1e9, share=attack / matrix)
-    return dict(network="resnet18", batch=len(x), **found)
+    yield dict(network="resnet18", batch=len(x), **found)
 
 
-def memory(options: argparse.Namespace) -> dict:
+def memory(options: argparse.Namespace) -> Iterator[dict]:
     """Peak memory of an evaluation beside its images, all attacked, each size in a process of its own. Linux."""
     code = """
 import sys, torch
@@ -128,7 +128,7 @@ print(resident("VmHWM") - before)
     for n in (1_000, 10_000, 100_000):
         done = subprocess.run([sys.executable, "-c", code, here, str(n)], check=True, stdout=subprocess.PIPE, text=True)
         found[str(n)] = float(done.stdout.split()[-1])
-    return dict(network="resnet8-x0.25", attack="pgd1", peak_mb=found)
+    yield dict(network="resnet8-x0.25", attack="pgd1", peak_mb=found)
 
 
 PARTS = {"pgd": pgd, "cascade": cascade, "rate": rate, "memory": memory}
