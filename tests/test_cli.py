@@ -118,7 +118,7 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("verify t none", 1, "cannot be read as a witness pack"),
     ("verify t page.pt", 1, "cannot be read as a witness pack"),
     ("verify t t", 1, "cannot be read as a witness pack"),
-    ("verify t page.pt --chunk 0", 2, "at least 1"),
+    ("verify t page.pt --chunk 0", 2, "from 1 to 10000"),
     ("export t", 2, "what shall be written?"),
     ("export t --onnx t.pt", 2, "must end in .onnx"),
     ("export t --onnx t.onnx --half true", 2, "--half is of --out"),

@@ -91,7 +91,7 @@ def pack_at_8(folder="t"):
     return next(path for path in packs(folder) if path.name.startswith("witnesses-Linf-8-255-"))
 
 
-def test_each_radius_has_its_pack_and_the_same_one_again_is_the_same_file(place):
+def test_each_radius_has_its_pack_and_the_same_one_again_is_the_same_file(place, capsys):
     before = {path.name: path.read_bytes() for path in packs("t")}
     assert len(before) == 2
     assert main([*ARGV, "--eps", "0.02"]) == 0
@@ -103,6 +103,9 @@ def test_each_radius_has_its_pack_and_the_same_one_again_is_the_same_file(place)
     assert main([*ARGV, "--out", "few", "--witnesses", "7"]) == 0
     assert witness.read(pack_at_8("few")).about["n"] == 7
     assert main(["verify", "t", str(pack_at_8("few"))]) == 0
+    capsys.readouterr()
+    assert main(["verify", "t", *map(str, packs("t"))]) == 0
+    assert capsys.readouterr().out.count("VERIFIED") == 3
     assert main([*ARGV, "--witnesses", "10001"]) == 2
 
 

@@ -24,7 +24,7 @@ ROUNDING = {"cpu": 1e-4, "cuda": 1e-3}  # of logits between runtimes, relative t
 
 def verify(
     source: str,
-    pack: str,
+    packs: list[str],
     *,
     data: str | None = None,
     data_dir: str | None = None,
@@ -34,12 +34,12 @@ def verify(
     std: list[float] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Checks a witness pack of gacd evaluate and lets a network judge its images again; exits with 4 if INVALID.
+    """Checks witness packs of gacd evaluate and has a network judge their images again; exits with 4 if one is INVALID.
 
     Args:
         source: the network: a run directory, a file in its checkpoints/, ARCH:FILE, package.module:factory, FILE.onnx.
-        pack: the file witnesses-*.safetensors beside a results.json.
-        data: a data set to compare the images with; the pack's if absent and at hand.
+        packs: files witnesses-*.safetensors beside a results.json.
+        data: a data set to compare the images with; a pack's if absent and at hand.
         data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
         other_weights: the images alone count, whatever weights they were found for: a float16 copy, another network.
         chunk: images per forward.
@@ -49,28 +49,29 @@ def verify(
     """
     if not 1 <= chunk <= 10_000:
         raise UsageError("chunk must be from 1 to 10000", chunk)
-    found = read(Path(pack))
+    held = {path: read(path) for path in map(Path, packs)}
     network, digest, place = _network(source, mean, std, device)
-    table = Table("looked at", "found", title=Text(clean(Path(pack).name)), title_justify="left")
+    for path, found in held.items():
+        table = Table("looked at", "found", title=Text(clean(path.name)), title_justify="left")
+        worst, n = found.counts["worst"], found.about["n"]
 
-    def say(*words: str) -> None:
-        table.add_row(*map(Text, words))  # no markup
+        def say(*words: str, table: Table = table) -> None:
+            table.add_row(*map(Text, words))  # no markup
 
-    try:
-        held = f"{found.about['n']} images, {len(found.tensors['beaten'])} witnesses"
-        say("content", f"{held}, SHA-256 matches")
-        say("ball and box", f"{_threat(found)}; the farthest witness is at {found.farthest:.4g}")
-        say("data", _compare(found, data, data_dir))
-        say("weights", _same(found, digest, other_weights, by_itself=source.endswith(".onnx")))
-        say("audits", f"{found.about['verdict']}, when it was evaluated")
-        rounding = max(ROUNDING[place], ROUNDING[found.about["device"]])
-        rows, unproven = score(found, network, chunk=chunk, rounding=rounding)
-        for row in rows:
-            say(*row)
-    finally:
-        Console().print(table)
-    worst, n = found.counts["worst"] + unproven, found.about["n"]
-    print(f"VERIFIED: at most {worst} of {n} images ({worst / n:.2%}) withstand {_threat(found)}")
+        try:
+            say("content", f"{n} images, {len(found.tensors['beaten'])} witnesses, SHA-256 matches")
+            say("ball and box", f"{_threat(found)}; the farthest witness is at {found.farthest:.4g}")
+            say("data", _compare(found, data, data_dir))
+            say("weights", _same(found, digest, other_weights, by_itself=source.endswith(".onnx")))
+            say("audits", f"{found.about['verdict']}, when it was evaluated")
+            rounding = max(ROUNDING[place], ROUNDING[found.about["device"]])
+            rows, unproven = score(found, network, chunk=chunk, rounding=rounding)
+            for row in rows:
+                say(*row)
+        finally:
+            Console().print(table)
+        worst += unproven
+        print(f"VERIFIED: at most {worst} of {n} images ({worst / n:.2%}) withstand {_threat(found)}")
 
 
 def score(
