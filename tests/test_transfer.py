@@ -111,6 +111,18 @@ def test_a_run_s_own_images_may_have_a_probe_apart_and_training_goes_on_from_it(
     assert (Path("again/checkpoints/probe.pt").exists(), Path("again/probe-digits").exists()) == (True, False)
 
 
+def test_a_shipped_file_says_which_images_were_held_out(there, capsys):
+    assert main(f"train standard --data digits {QUICK} --seed 5 --val-size 60 --out five".split()) == 0
+    assert main(["export", "five", "--out", "five.safetensors"]) == 0
+    for source, out in (("five", "by-run"), ("five.safetensors", "by-file")):
+        assert main(f"probe {source} --weight-decays 0.01 --steps 2 --out {out}".split()) == 0
+    apart, shipped = (checkpoint.read(there / out / "checkpoints/probe.pt") for out in ("by-run", "by-file"))
+    assert shipped["record"]["front"] == apart["record"]["front"]
+    assert all(torch.equal(value, apart["weights"][name]) for name, value in shipped["weights"].items())
+    assert main(["probe", "five.safetensors", "--out", "other", "--val-size", "50"]) == 2
+    assert "only what the run held out may choose" in capsys.readouterr().err
+
+
 @pytest.fixture
 def stl10(tmp_path, monkeypatch):
     """Generated files in STL-10's format, columns before rows: class k is lighter than class k - 1."""

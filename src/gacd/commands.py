@@ -12,7 +12,7 @@ from gacd import data as datasets
 from gacd.cli import plain
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
-from gacd.runs import FREE, began, ended, remember
+from gacd.runs import FREE, began, config, ended, held_out, remember
 from gacd.transfer import fit_head
 
 
@@ -165,6 +165,8 @@ def export(
         agreed = onnx_file.ship(opened, Path(onnx), data=data, data_dir=data_dir, size=size)
         print(f"{what}: {Path(onnx).stat().st_size / 1000:.0f} kB in {onnx}; {agreed}")
     if out:  # last, for --half rounds the weights
+        if opened.run and (opened.run / "config.yaml").exists():
+            opened.record |= held_out(config(opened.run))
         checkpoint.ship(opened, Path(out), half=half)
         print(f"{what}: {Path(out).stat().st_size / 1000:.0f} kB in {out}")
 

@@ -199,6 +199,11 @@ def _tell(out: Path, content: dict[str, Any]) -> None:
     checkpoint.replace(out / "run.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
+def held_out(options: dict[str, Any]) -> dict[str, int]:
+    """Of a run's options, or a shipped file's record, those that say which images it held out."""
+    return {name: value for name in ("seed", "val_size") if type(value := options.get(name)) is int}
+
+
 def config(out: Path) -> dict[str, Any]:
     """A run's options, from its config.yaml."""
     try:

@@ -19,7 +19,7 @@ from gacd.heads import prototypes
 from gacd.probe import probe as best_head
 from gacd.probe import settled, with_head
 from gacd.progress import Progress
-from gacd.runs import FREE, config, remember
+from gacd.runs import FREE, config, held_out, remember
 
 
 def probe(
@@ -86,7 +86,7 @@ def probe(
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(network).__name__, "ARCH:FILE")
     described = not apart or (opened.run and (opened.run / "config.yaml").exists())
     known = config(opened.run or path) if described else {}
-    held = known if same else {}  # else images that the trunk was trained on would choose
+    held = (known or held_out(opened.record)) if same else {}  # else images that the trunk was trained on would choose
     if val_size is None:
         val_size = held.get("val_size", 1000)
     elif val_size != held.get("val_size", val_size):
