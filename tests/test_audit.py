@@ -12,7 +12,8 @@ from gacd import checkpoint, data, noise
 from gacd.attacks import ATTACKS, maximize
 from gacd.attacks.loop import box
 from gacd.audit import FULL, QUICK, Audit, Finding, audit
-from gacd.errors import InputError
+from gacd.audits.fresh import Fresh
+from gacd.errors import GacdError, InputError
 from gacd.losses import cross_entropy
 from gacd.models import build
 
@@ -113,7 +114,8 @@ def test_an_evaluation_s_own_verdicts_are_audited(sound, images, tmp_path, norm,
     checkpoint.ship(checkpoint.Opened(sound, "last"), source)
     given = verdicts(sound, x, y, "fgsm", "pgd", "margin", norm=norm, eps=eps)
     threat = dict(norm=norm, eps=eps, chunk=30)
-    result = audit(sound, x, y, **threat, **given, source=str(source))
+    with Fresh(str(source)) as process:
+        result = audit(sound, x, y, **threat, **given, fresh=process)
     assert {f.outcome for f in result.findings} == {"passed"}
     assert finding(result, "re-check").says.startswith("0 of 60 verdicts differ")
 
@@ -140,11 +142,37 @@ def test_other_weights_in_the_file_are_found_by_a_fresh_process(digits, sound, i
     source = tmp_path / "net.safetensors"
     checkpoint.ship(checkpoint.Opened(fresh(digits, "resnet8-x0.25", 1), "last"), source)
     given = verdicts(sound, *images, "pgd")
-    result = audit(sound, *images, eps=EPS, chunk=30, **given, source=str(source))
-    assert [f.name for f in result.troubles] == ["re-check"]
-    assert result.verdict == "INVALID"
-    result = audit(sound, *images, eps=EPS, chunk=30, **given, source=str(tmp_path / "none"))
-    assert "no such run or file" in finding(result, "re-check").says
+    with Fresh(str(source)) as process:
+        result = audit(sound, *images, eps=EPS, chunk=30, **given, fresh=process)
+        assert [f.name for f in result.troubles] == ["re-check"]
+        assert result.verdict == "INVALID"
+        checkpoint.ship(checkpoint.Opened(sound, "last"), source)
+        result = audit(sound, *images, eps=EPS, chunk=30, **given, fresh=process)
+        assert finding(result, "re-check").outcome == "passed"
+        source.unlink()
+        result = audit(sound, *images, eps=EPS, chunk=30, **given, fresh=process)
+        assert "no such run or file" in finding(result, "re-check").says
+        process.process.kill()
+        result = audit(sound, *images, eps=EPS, chunk=30, **given, fresh=process)
+        assert finding(result, "re-check").outcome == "invalid"
+
+
+def test_a_fresh_process_may_print_and_raise(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/nets.py").write_text(
+        "import torch\n"
+        "def loud():\n    print('no newline', end='')\n    return torch.nn.Flatten()\n"
+        "class Bad(torch.nn.Module):\n    def forward(self, x):\n        raise KeyError('wrong')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    x = torch.rand(3, 1, 2, 2)
+    with Fresh("mine.nets:loud") as process:
+        assert torch.equal(process.logits(x), x.flatten(1))
+    with (
+        Fresh("mine.nets:Bad") as process,
+        pytest.raises(GacdError, match=r"re-score mine.nets:Bad: KeyError: 'wrong'"),
+    ):
+        process.logits(x)
 
 
 @pytest.mark.parametrize("kind", [HugeLogits, HalfLogits, Probabilities])

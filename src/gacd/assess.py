@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from gacd import checkpoint, ranks, results, witness
 from gacd import data as datasets
 from gacd.audit import MOST, Audit, Finding, audit
+from gacd.audits.fresh import Fresh
 from gacd.cli import Ratio
 from gacd.datasets import Split
 from gacd.device import launch
@@ -110,7 +111,11 @@ def evaluate(
     packs: list[Path] = []
     seconds: dict[str, float] = {}
     images_in_all = len(split) * (len(attacks) + 1) * len(eps)
-    with Progress(images_in_all, quiet=not first) as progress, scratch(where, fabric) as folder:
+    with (
+        Progress(images_in_all, quiet=not first) as progress,
+        scratch(where, fabric) as folder,
+        Fresh(source, mean, std) if first else nullcontext() as fresh,
+    ):
 
         def running(name: str, robust: int, judged: int) -> None:
             low, high = interval(robust, judged)
@@ -144,9 +149,7 @@ def evaluate(
                             **threat,
                             correct=result.correct if result else None,
                             x_adv=x_adv if result else None,
-                            source=source,
-                            mean=mean,
-                            std=std,
+                            fresh=fresh,
                             teacher=guide,
                             full=audits == "full",
                         )

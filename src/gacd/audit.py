@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gacd.attacks.loop import check_threat, evaluating
 from gacd.audits import FULL, QUICK, Kind
 from gacd.audits.case import Case
+from gacd.audits.fresh import Fresh
 from gacd.audits.network import mode
 from gacd.errors import InputError
 from gacd.evaluation import rows_on
@@ -37,9 +38,7 @@ def audit(
     seed: int = 0,
     correct: Mapping[str, Tensor] | None = None,
     x_adv: Tensor | None = None,
-    source: str | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    fresh: Fresh | None = None,
     teacher: nn.Module | None = None,
     full: bool = False,
     noises: int = 10_000,
@@ -58,8 +57,7 @@ def audit(
             cross-entropy is run here and takes the headline's place.
         x_adv: (N,C,H,W) what the verdicts rest on: where an image was beaten, the image that beat it; elsewhere any
             that was tried, or x itself.
-        source: where a fresh process loads the network from, see `checkpoint.load`.
-        mean, std: a foreign file's normalisation, as `source` was opened with.
+        fresh: a process that loads the network by itself, `with Fresh("runs/a") as fresh`.
         teacher: a network from which attacks are transferred.
         full: also the audits that cost more than a PGD-20 pass each.
         noises: random points tried for each of at most 100 images.
@@ -93,9 +91,7 @@ def audit(
         seed=seed,
         given=None if correct is None else {name: mask[:n].cpu() for name, mask in correct.items()},
         given_x_adv=None if x_adv is None or correct is None else images(x_adv),
-        source=source,
-        mean=mean,
-        std=std,
+        fresh=fresh,
         teacher=teacher,
         noises=noises,
     )

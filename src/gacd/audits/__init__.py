@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 from gacd.audits.attack import ball_and_box, huge_budget, no_budget, one_step
 from gacd.audits.case import Case, Result
-from gacd.audits.fresh import recheck
 from gacd.audits.full import doubled, eps_ladder, other_means, planted_region
 from gacd.audits.gradient import true_gradient, usable_gradient
-from gacd.audits.network import batch_independence, determinism, finite, logits, mode
+from gacd.audits.network import batch_independence, determinism, finite, logits, mode, recheck
 
 
 class Kind(NamedTuple):

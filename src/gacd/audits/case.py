@@ -14,6 +14,7 @@ from gacd import noise
 from gacd.attacks.loop import projection
 from gacd.attacks.pool import sweep
 from gacd.attacks.search import PGD, Search, uniform_in_ball
+from gacd.audits.fresh import Fresh
 from gacd.losses import cross_entropy, margin_loss
 
 CROSS_ENTROPY = re.compile(r"fgsm|pgd\d*(x\d+)?|apgd-ce\d*(x\d+)?")  # attacks that a scale of the logits can blind
@@ -33,7 +34,7 @@ class Case:
         norm, eps, step_size, chunk, seed: of the evaluation; chunk <= n.
         given: "natural" and each attack -> (n,) bool; None: PGD-20 takes their place.
         given_x_adv: (n,C,H,W) found for them.
-        source, mean, std: where a fresh process loads the network from, see `checkpoint.load`.
+        fresh: a process that loads the network by itself.
         teacher: whose adversarial images are tried on the model.
         noises: random points an image.
     """
@@ -48,9 +49,7 @@ class Case:
     seed: int
     given: dict[str, Tensor] | None
     given_x_adv: Tensor | None
-    source: str | None
-    mean: list[float] | None
-    std: list[float] | None
+    fresh: Fresh | None
     teacher: nn.Module | None
     noises: int
 

@@ -1,51 +1,89 @@
-"""The audit by a fresh process, which loads the network itself and is asked one image at a time."""
+"""A fresh process, which loads a network itself and is asked one image at a time."""
 
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from gacd import checkpoint, noise
-from gacd.audits.case import Case, Result
+from gacd import checkpoint
+from gacd.errors import GacdError
 
-RECHECKED = 100  # images
 PROGRAM = "from gacd.audits.fresh import answer; answer()"
+ANSWERED = "gacd: answered\n"  # ends a line, for a factory may print
+PATIENCE = 600.0  # seconds for an answer
 
 
-def recheck(case: Case) -> Result:
-    """A fresh process gives the same verdicts one image at a time."""
-    if case.source is None:
-        return None, "the network is only in memory: no other process can load it", "evaluate from a run or a file"
-    if case.x_adv is None:
-        return None, "no adversarial images were handed over", ""
-    beaten = case.correct["natural"] & ~case.survivors  # half of them, as far as there are, else one kind fills up
-    order = noise.permutation(noise.key(case.seed, "recheck"), case.n)
-    first = torch.cat([order[beaten[order]][: RECHECKED // 2], order[case.survivors[order]][: RECHECKED // 2]])
-    rows = torch.cat([first, order[~torch.isin(order, first)]])[:RECHECKED]
-    with tempfile.TemporaryDirectory(prefix="gacd-audit-") as folder:
-        asked, answered = Path(folder) / "images.safetensors", Path(folder) / "logits.safetensors"
-        safetensors.torch.save_file({"x": case.x_adv[rows.to(case.x.device)].cpu().contiguous()}, asked)
-        request = dict(source=case.source, mean=case.mean, std=case.std, images=str(asked), logits=str(answered))
+class Fresh:
+    """A process of its own, from the first question to the end of `with`, that loads a network anew for each.
+
+    Args:
+        source: see `checkpoint.load`.
+        mean, std: of a foreign file, as `source` was opened with.
+    """
+
+    def __init__(self, source: str, mean: list[float] | None = None, std: list[float] | None = None):
+        self.network = dict(source=source, mean=mean, std=std)
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Fresh":
+        self.folder = tempfile.TemporaryDirectory(prefix="gacd-audit-")
+        self.errors = Path(self.folder.name) / "errors.txt"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+        self.folder.cleanup()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Images (n,C,H,W) -> logits (n,K), on the CPU.
+
+        Raises:
+            GacdError: the process cannot load the network, or fails.
+        """
+        self.process = self.process or self._started()
+        asked, answered = Path(self.folder.name) / "images.safetensors", Path(self.folder.name) / "logits.safetensors"
+        answered.unlink(missing_ok=True)
+        safetensors.torch.save_file({"x": x.cpu().contiguous()}, asked)
+        request = json.dumps(self.network | dict(images=str(asked), logits=str(answered)))
+        patience = threading.Timer(PATIENCE, self.process.kill)
+        patience.start()
+        try:
+            assert self.process.stdin is not None and self.process.stdout is not None  # as it was started
+            print(request, file=self.process.stdin, flush=True)
+            next((line for line in self.process.stdout if line.endswith(ANSWERED)), None)
+        except BrokenPipeError:
+            pass  # it has ended, and said why
+        finally:
+            patience.cancel()
+        if not answered.exists():
+            last = (self.errors.read_text().strip().splitlines() or ["no reason given"])[-1][:200]
+            raise GacdError(f"a fresh process cannot re-score {self.network['source']}", last)
+        return safetensors.torch.load_file(answered)["logits"]
+
+    def _started(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", PROGRAM]
-        run = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=600)
-        if run.returncode or not answered.exists():
-            last = (run.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
-            return False, f"a fresh process cannot re-score {case.source}: {last}", "can the source be loaded again?"
-        fresh = safetensors.torch.load_file(answered)["logits"]
-    differ = case.differ(fresh, case.y[rows.to(case.y.device)].cpu(), case.survivors[rows])
-    says = f"{int(differ.sum())} of {len(rows)} verdicts differ in a fresh process, one image at a time"
-    return not differ.any(), says, "were these the weights that were evaluated?"
+        with self.errors.open("w") as errors:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
 def answer() -> None:
-    """The fresh process: reads the request on stdin, leaves each image's logits."""
-    request = json.load(sys.stdin)
-    model = checkpoint.load(request["source"], mean=request["mean"], std=request["std"]).eval()
-    x = safetensors.torch.load_file(request["images"])["x"]
-    with torch.no_grad():
-        fresh = torch.cat([model(image[None]).float() for image in x])
-    safetensors.torch.save_file({"logits": fresh.contiguous()}, request["logits"])
+    """The fresh process: reads requests on stdin, a line each, and leaves each image's logits."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            model = checkpoint.load(request["source"], mean=request["mean"], std=request["std"]).eval()
+            x = safetensors.torch.load_file(request["images"])["x"]
+            with torch.no_grad():
+                logits = torch.cat([model(image[None]).float() for image in x])
+            safetensors.torch.save_file({"logits": logits.contiguous()}, request["logits"])
+        except Exception as error:  # of any type: the network may be anyone's
+            print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(ANSWERED, end="", flush=True)

@@ -7,8 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gacd import noise
 from gacd.audits.case import NEEDED, Case, Result
+from gacd.errors import GacdError
 from gacd.losses import cross_entropy, margin_loss
+
+RECHECKED = 100  # images
 
 
 def mode(case: Case) -> Result:
@@ -121,3 +125,22 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
     return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
+
+
+def recheck(case: Case) -> Result:
+    """A fresh process gives the same verdicts one image at a time."""
+    if case.fresh is None:
+        return None, "the network is only in memory: no other process can load it", "evaluate from a run or a file"
+    if case.x_adv is None:
+        return None, "no adversarial images were handed over", ""
+    beaten = case.correct["natural"] & ~case.survivors  # half of them, as far as there are, else one kind fills up
+    order = noise.permutation(noise.key(case.seed, "recheck"), case.n)
+    first = torch.cat([order[beaten[order]][: RECHECKED // 2], order[case.survivors[order]][: RECHECKED // 2]])
+    rows = torch.cat([first, order[~torch.isin(order, first)]])[:RECHECKED]
+    try:
+        logits = case.fresh.logits(case.x_adv[rows.to(case.x.device)])
+    except GacdError as error:
+        return False, str(error), "can the source be loaded again?"
+    differ = case.differ(logits, case.y[rows.to(case.y.device)].cpu(), case.survivors[rows])
+    says = f"{int(differ.sum())} of {len(rows)} verdicts differ in a fresh process, one image at a time"
+    return not differ.any(), says, "were these the weights that were evaluated?"
