@@ -212,5 +212,5 @@ def _percent(share: float, _: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _short(name: str, length: int = 28) -> str:
+def _short(name: str, length: int = 30) -> str:
     return name if len(name) <= length else "…" + name[1 - length :]
