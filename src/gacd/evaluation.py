@@ -26,6 +26,8 @@ from gacd.journal import Journal
 from gacd.models.folding import attackable
 
 STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs
+# Rows at most, on a CPU, of attacks in stages: few images reach the long ones, and rows without one are computed too.
+SURVIVORS = 16
 
 
 def evaluate(
@@ -54,8 +56,8 @@ def evaluate(
         eps: radius, in pixel units.
         step_size: in pixel units; eps / 4 if absent, which is 2/255 at 8/255.
         seed: of the random starts.
-        chunk: images per forward, at most all; 64 on a CPU and 250 on a GPU if absent. Verdicts may differ between
-            chunk sizes by the last bit of a gradient.
+        chunk: images per forward, at most all; 64 on a CPU and 250 on a GPU if absent; on a CPU attacks in stages,
+            such as cascade, take at most 16. Verdicts may differ between chunk sizes by the last bit of a gradient.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
         done: called with a number of images as each attack is through with them.
         running: called, as an attack of several stages goes through the images, with its name, how many it left right,
@@ -91,20 +93,21 @@ def evaluate(
         natural = logits if whole else logits.new_zeros(len(y), logits.shape[1]).index_copy_(0, mine, logits)
         correct = torch.zeros(len(y), dtype=torch.bool).index_copy_(0, mine, logits.argmax(1) == y[mine])
         result.record("natural", correct, began)
-        judge = partial(_judged, model, quick, fetch=fetch, chunk=chunk)
+        judge = partial(_judged, model, quick, fetch=fetch)
         for name in names:
             began = time.perf_counter()
             stages, written = searches(
                 name, norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1]
             )
             robust, judged, told = correct.clone(), 0, 0
+            rows = chunk if len(stages) == 1 or device.type != "cpu" else min(chunk, SURVIVORS)
             for block in mine.split(len(mine) if len(stages) == 1 else 8 * chunk):
                 for number, stage in enumerate(stages):
                     known, right = journal.recall(name, number)
                     robust[known] &= right
                     ahead = robust.index_fill(0, known, False)
                     which = block[ahead[block]]
-                    for where, right, x_adv in judge(stage, which=which, context=search):
+                    for where, right, x_adv in judge(stage, which=which, chunk=rows, context=search):
                         robust[where] = right
                         journal.note(name, number, where, right, x_adv)
                         if len(stages) == 1:
