@@ -50,3 +50,13 @@ def test_the_table_of_figure_5_is_what_its_analysis_says():
             f"| {title} | {ratio:.2f} | {differences} | {alike} | {nats['bound']:.2f} | {nats['eq11']:.2f} |" in shown
         )
     assert f"| teacher | {found['clusters']['networks']['teacher']['ratio']:.2f} |" in shown
+
+
+def test_the_table_of_figures_3_and_4_is_what_its_analysis_says():
+    found = json.loads((ROOT / "results/small/figures34/analysis.json").read_text())
+    shown = (ROOT / "docs/results.md").read_text()
+    for title, name in {"ARD": "ard-0", "GACD": "gacd-0", "GACD+AFT": "gacd-aft-0"}.items():
+        natural, adversarial = found["students"][name]["natural"], found["students"][name]["adversarial"]
+        differences = [f"{seen['correlation']['difference']:.3f}" for seen in (natural, adversarial)]
+        alike = [f"{seen['cka']:.2f}" for seen in (natural, adversarial)]
+        assert f"| {title} | {' | '.join(differences + alike)} |" in shown
