@@ -282,7 +282,7 @@ def test_a_damaged_file_is_caught(made, tmp_path, kind, seed):
     kind(path, drawing(kind, seed))
     assert path.read_bytes() != pack_at_8(made / "t").read_bytes()
     with pytest.raises((InputError, Invalid)):
-        verify(str(made / "t"), str(path))
+        verify(str(made / "t"), [str(path)])
 
 
 @pytest.mark.parametrize(("kind", "seed"), [(kind, seed) for kind, times in CONTENTS.items() for seed in range(times)])
@@ -291,7 +291,7 @@ def test_a_tampered_pack_is_caught_though_its_hash_was_made_anew(made, tmp_path,
     kind(pack.about, pack.tensors, drawing(kind, seed))
     witness.save(tmp_path / "pack.safetensors", pack)
     with pytest.raises(Invalid, match=r"^INVALID, the pack proves nothing: ") as caught:
-        verify(str(made / "t"), str(tmp_path / "pack.safetensors"))
+        verify(str(made / "t"), [str(tmp_path / "pack.safetensors")])
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
     assert "VERIFIED" not in capsys.readouterr().out
