@@ -150,20 +150,29 @@ def test_a_mistake_inside_the_ball_is_found_though_later_points_are_none():
 
 
 def test_iterations_and_forwards():
-    """A look that finds nothing serves the next iteration: robust rows end in about half the forwards."""
+    """Each is a forward with a gradient, and one without to look at what it led to."""
     x = images(4)
     y = curved(x).argmax(1)
-    search, asked = TargetedFAB(eps=0.01, steps=10, targets=3), 0
+    search, asked = TargetedFAB(eps=0.01, steps=10, targets=3), []
 
     def never(z):
         return 0 * linear()(z) + torch.nn.functional.one_hot(y, 10)
 
     rows = begin(search, x, y, torch.arange(4), lambda: never(x))
     while bool((rows["t"] < search.steps).any()):
+        asked.append(ask(search, never, rows)[2] is not None)
         forward(search, never, rows)
-        asked += 1
-    assert asked == 3 * 11
+    assert asked == [True, False] * 30
     assert torch.equal(search.found(rows), x)
+
+
+def test_a_look_that_finds_nothing_leaves_the_point():
+    x = images(4)
+    y, search = curved(x).argmax(1), TargetedFAB(eps=0.01, steps=10, targets=3)
+    rows = begin(search, x, y, torch.arange(4), lambda: curved(x))
+    rows["t"], rows["z"] = rows["t"] + 1, x + 1e-6
+    assert torch.equal(forward(search, curved, rows), y)
+    assert torch.equal(rows["z"], x + 1e-6)
 
 
 def test_a_row_that_is_through_stays_as_it_is():
@@ -210,6 +219,19 @@ def test_a_logit_that_is_not_finite_is_noticed_where_the_gradient_is():
         return torch.where(torch.nn.functional.one_hot(never, CLASSES).bool(), linear()(z) - bad, linear()(z))
 
     found = TargetedFAB(steps=3, targets=2).found(attack(TargetedFAB(steps=3, targets=2), model, x, y)[1])
+    assert found.flatten(1).isnan().any(1).tolist() == [False, True, False]
+
+
+def test_an_infinite_gradient_is_noticed():
+    """That of a square root at 0: it moves nothing, and every logit is finite."""
+    x = images(3, 0.3, 0.7)
+    x[1, 0, 0, 0] = 0
+
+    def model(z):
+        return linear()(z) + 1e-3 * torch.arange(CLASSES) * z[:, 0, 0, :1].sqrt()
+
+    search = TargetedFAB(steps=3, targets=2)
+    found = search.found(attack(search, model, x, model(x).argmax(1))[1])
     assert found.flatten(1).isnan().any(1).tolist() == [False, True, False]
 
 

@@ -65,7 +65,7 @@ def forward(search, model, rows):
 
 
 def rows_stand_alone(search, model, steps, n=6):
-    """Rows that began 3 steps apart, and rows all by themselves, hold the same bits."""
+    """Rows that began 4 steps apart, and rows all by themselves, hold the same bits."""
     x = images(n)
     y, index, early = model(x).argmax(1), torch.arange(n) * 5 + 2, torch.arange(n) < n // 2
 
@@ -81,9 +81,9 @@ def rows_stand_alone(search, model, steps, n=6):
         return {key: torch.cat([first[key], second[key]]) for key in first}
 
     order = torch.cat([early.nonzero()[:, 0], (~early).nonzero()[:, 0]])
-    mixed = advance(both(advance(start(early), 3), start(~early)), steps)
+    mixed = advance(both(advance(start(early), 4), start(~early)), steps)
     for place, i in enumerate(order.tolist()):
-        alone = advance(start([i]), steps + 3 * bool(early[i]))
+        alone = advance(start([i]), steps + 4 * bool(early[i]))
         for key, value in alone.items():
             same = torch.equal(mixed[key][place], value[0])
             assert same, (key, i)

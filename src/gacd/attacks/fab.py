@@ -14,9 +14,8 @@ from gacd.losses import at_least_float32
 class TargetedFAB(Search):
     """Steps onto the linearised boundary towards one class after the other; of all mistakes the nearest, on the ball.
 
-    One iteration moves, looks whether the point fools the network, and if so goes back towards the image. A look that
-    finds nothing is already the next iteration's gradient: so an image takes between `iterations` and twice as many
-    forwards a target, and "t" skips those it does not need. "z" may leave the ball: see `candidates`.
+    One iteration moves by a gradient, looks whether the point fools the network, and if so goes back towards the image.
+    "z" may leave the ball: see `candidates`.
 
     Args:
         norm: "Linf".
@@ -32,6 +31,7 @@ class TargetedFAB(Search):
     """
 
     targeted = True
+    needs = ("gradient", "logits")
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TargetedFAB(Search):
             raise InputError("FAB is there for Linf only", norm)
         self.classes, self.runs, self.restart = classes, count_targets(targets, classes), restart
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
-        self.forwards = 2 * steps  # a target, at most
+        self.forwards = 2 * steps  # a target
         self.steps = self.forwards * self.runs
 
     def begin(self, rows: Rows, logits: Tensor | None) -> None:
@@ -76,10 +76,8 @@ class TargetedFAB(Search):
         return ((z >= rows["low"]) & (z <= rows["high"])).flatten(1).all(1)
 
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
-        assert gradient is not None
         x, z, t = rows["x"], rows["z"], rows["t"]
-        # a broken network's NaN goes into the result, and stays
-        broken = ~(gradient.flatten(1).isfinite().all(1) & logits.isfinite().all(1))
+        broken = ~logits.isfinite().all(1)  # as they are where a gradient was not; the result shows it
         fooled = logits.argmax(1) != rows["y"]
         distance = (z.double() - x.double()).abs().flatten(1).amax(1)
         closer = fooled & (distance < rows["distance"]) & (t < self.steps)
@@ -87,16 +85,15 @@ class TargetedFAB(Search):
         rows["best"] = torch.where(_image(broken), torch.nan, best)
         rows["distance"] = torch.where(closer, distance, rows["distance"]).masked_fill(broken, -torch.inf)
 
-        looks = t % 2 == 1  # after a move, or (even) at a start or after going back
-        back = looks & fooled
-        over = (t + 1) % self.forwards == 0
-        moved = self._move(x, z, value, gradient)
-        z = torch.where(_image(back), x + (z - x) * self.beta, moved)
+        if gradient is not None:
+            rows["z"] = self._move(x, z, value, gradient)
+            return
+        z = torch.where(_image(fooled), x + (z - x) * self.beta, z)
         run = (t + 1) // self.forwards
-        some = (over & (run < self.runs)).nonzero()[:, 0]
+        some = (((t + 1) % self.forwards == 0) & (run < self.runs)).nonzero()[:, 0]
         if len(some):
             z[some] = self.start(x[some], rows["index"][some], run[some])
-        rows["z"], rows["t"] = z, t + (looks & ~fooled & ~over)
+        rows["z"] = z
 
     def found(self, rows: Rows) -> Tensor:
         return self.project(rows, rows["best"])

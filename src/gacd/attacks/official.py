@@ -24,7 +24,6 @@ class Official(Search):
         classes: of the network; targeted attacks need at least 4.
     """
 
-    needs = "images"
     steps = 1
 
     def __init__(self, *, norm: str, eps: float, seed: int, classes: int, restart: int = 0):

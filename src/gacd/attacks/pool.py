@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -45,16 +46,16 @@ def sweep(
     pool: Rows = {}
     where = torch.full((chunk,), -1)
     ahead = 0
-    while True:
+    for turn in cycle(range(len(search.needs))):
         free = (where < 0).nonzero()[:, 0]
-        if len(free) and ahead < len(which):
+        if turn == 0 and len(free) and ahead < len(which):
             new = which[ahead : ahead + len(free)]
             ahead += len(new)
             slots = free[: len(new)]
             where[slots] = new
             _put(pool, slots, _rows(search, fetch, new), chunk)
         active = where >= 0
-        if not active.any():
+        if not active.any() and ahead >= len(which):
             return
         with context():
             logits, value, gradient = ask(search, model, pool)

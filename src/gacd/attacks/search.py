@@ -29,11 +29,11 @@ class Search:
 
     Attributes:
         steps: forwards of an image.
-        needs: "gradient" of the objective, or "logits" alone; "images" is an attack that runs the network itself.
+        needs: of an image's forwards, in turn: "gradient" of the objective, or "logits" alone.
         targeted: whether `begin` is given the natural images' logits.
     """
 
-    needs: ClassVar[str] = "gradient"
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
     targeted: ClassVar[bool] = False
     steps: int
 
@@ -149,8 +149,12 @@ def begin(search: Search, x: Tensor, y: Tensor, index: Tensor | None, natural: C
 
 
 def ask(search: Search, model: Callable[[Tensor], Tensor], rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One forward at rows["z"]: logits (B,K), the objective (B,) and its gradient (B,C,H,W), if needed; detached."""
-    if search.needs == "logits":
+    """One forward at rows["z"]: logits (B,K), the objective (B,) and its gradient (B,C,H,W), if needed; detached.
+
+    Where the search's needs take turns, all rows must be at the same one.
+    """
+    turn = int(rows["t"][0]) % len(search.needs) if len(search.needs) > 1 else 0
+    if search.needs[turn] == "logits":
         with torch.no_grad():
             logits = model(rows["z"])
             return logits, search.objective(logits, rows), None

@@ -30,7 +30,7 @@ class Square(Search):
         restart: its number, part of what everything is drawn from.
     """
 
-    needs = "logits"
+    needs = ("logits",)
 
     def __init__(
         self,

@@ -28,8 +28,7 @@ def attackable(model: nn.Module, x: Tensor) -> Iterator[Any]:
     """
     with evaluating(model):
         if model not in _twins:
-            twin = Twin(model, x[:1])
-            _twins[model] = twin if twin.faithful(model, x[:1]) else None
+            _twins[model] = _twin(model, x[:1])
         ready = _twins[model]
         yield model if ready is None else ready.refreshed(model)
 
@@ -39,12 +38,12 @@ class Twin:
 
     Args:
         model: in eval mode.
-        x: (1,C,H,W) an image.
+        pairs: names (conv, batch norm) of what is folded.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor):
-        self.pairs = _convolutions_before_batch_norms(model, x)
-        self.module = copy.deepcopy(model) if self.pairs else model
+    def __init__(self, model: nn.Module, pairs: list[tuple[str, str]]):
+        self.pairs = pairs
+        self.module = copy.deepcopy(model) if pairs else model
         for _, norm in self.pairs:
             parent, _, name = norm.rpartition(".")
             setattr(self.module.get_submodule(parent), name, nn.Identity())
@@ -78,6 +77,14 @@ class Twin:
             weight, bias = _fold(originals[conv], originals[norm])
             self.module.get_submodule(conv)._parameters = dict(weight=weight, bias=bias)
         return self.module
+
+
+def _twin(model: nn.Module, x: Tensor) -> Twin | None:
+    """A faithful one with as much folded as can be, for an image x (1,C,H,W); None if there is nothing."""
+    twin = Twin(model, _convolutions_before_batch_norms(model, x))
+    if not twin.faithful(model, x):
+        twin = Twin(model, [pair for pair in twin.pairs if Twin(model, [pair]).faithful(model, x)])
+    return twin if twin.faithful(model, x) else None
 
 
 @torch.no_grad()
