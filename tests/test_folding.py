@@ -59,6 +59,41 @@ def test_an_activation_used_beside_its_batch_norm_is_not_folded():
     assert len(left) == len(all_of_them) - 3  # of each block the one between its convolutions is folded
 
 
+class Changing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "act", nn.ReLU()),
+        lambda model: setattr(model, "norm", nn.GroupNorm(2, 8)),
+        lambda model: setattr(model, "head", nn.Sequential(nn.Linear(8, 10))),
+    ],
+)
+def test_a_network_changed_since_is_attacked_as_it_is_now(change):
+    model, x = Changing(), images()
+    with attackable(model, x) as quick:
+        assert quick is not model
+    change(model)
+    with attackable(model, x) as quick:
+        assert torch.allclose(quick(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm])
+def test_weights_made_by_hooks_are_not_folded(norm):
+    model = Changing()
+    model.conv = norm(model.conv)
+    with attackable(model, images()) as quick:
+        assert quick is model
+
+
 def test_the_model_is_left_as_it_was():
     model = build("resnet8")
     before = {name: value.clone() for name, value in model.state_dict().items()}

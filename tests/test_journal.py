@@ -15,6 +15,7 @@ from gacd.journal import Journal
 from gacd.models import build
 
 ATTACKS = ["pgd3x2", "margin4", "fgsm"]
+ALL = [*ATTACKS, "apgd-ce3", "apgd-t2", "fab-t2", "square10"]
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +31,20 @@ def network():
     return model, x, y
 
 
-def masks(network, rows=None, **options):
+def masks(network, rows=None, attacks=ATTACKS, **options):
     model, x, y = network
     rows = torch.arange(len(y)) if rows is None else rows
-    result = evaluate(model, (x[rows], y[rows]), ATTACKS, **(dict(eps=0.02, chunk=16) | options))
+    result = evaluate(model, (x[rows], y[rows]), attacks, **(dict(eps=0.02, chunk=16) | options))
     assert 0 < result.worst < result.natural
     return torch.stack(list(result.correct.values()))
 
 
 def test_any_order_and_shards_are_equal_to_the_bit(network):
-    whole = masks(network)
+    whole = masks(network, attacks=ALL)
     order = noise.permutation(3, 200)
-    assert torch.equal(masks(network, order), whole[:, order])
+    assert torch.equal(masks(network, order, attacks=ALL), whole[:, order])
     for count in (2, 4):
-        parts = [masks(network, shard=(i, count)) for i in range(count)]
+        parts = [masks(network, attacks=ALL, shard=(i, count)) for i in range(count)]
         assert all(int(part[:, i::count].sum()) == int(part.sum()) for i, part in enumerate(parts))
         assert torch.equal(torch.stack(parts).any(0), whole)
 
@@ -120,7 +121,8 @@ def test_killed_at_random_moments_forty_times(network, tmp_path):
 
 @pytest.mark.parametrize("chunk", [64, 250])
 def test_verdicts_hardly_change_with_the_chunk(network, chunk):
-    same = masks(network) == masks(network, chunk=chunk)
+    alone = [name for name in ALL if name != "pgd3x2"]  # whose rows are 16 at most
+    same = masks(network, attacks=alone) == masks(network, attacks=alone, chunk=chunk)
     assert float(same.double().mean()) >= 0.999
 
 

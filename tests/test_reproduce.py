@@ -13,11 +13,11 @@ from test_docs import StopHere, parse_and_stop
 
 from gacd import checkpoint, cli, reproduce
 from gacd.cli import main
-from gacd.errors import InputError
+from gacd.errors import InputError, UsageError
 from gacd.models import build
-from gacd.recipe import RECIPES, expand, missing
+from gacd.recipe import RECIPES, Row, Task, check, expand, missing
 from gacd.records import Measured
-from gacd.reproduce import Line, beside, drawn
+from gacd.reproduce import Line, beside, drawn, lines_of
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.sh") if path.stem not in ("common", "demo"))
 PRESETS = sorted((RECIPES / "presets").glob("*.sh"))
@@ -122,6 +122,40 @@ def test_only_what_is_missing_and_what_it_needs(tmp_path, monkeypatch):
     assert left() == ["evaluate s"]
     (tmp_path / "s/run.json").write_text("{}")  # stopped half-way
     assert left() == ["distill kd", "evaluate s"]
+
+
+def test_a_run_made_with_other_options_than_its_line_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "train nfgsm --data digits --model resnet8 --init a --epochs 3 --lr 0.2 --eps 8/255 --out r".split()  # noqa: SIM905
+    check([line])  # there is no run yet
+    Path("r").mkdir()
+    made = "data: digits\nmodel: resnet8\ninit: /elsewhere/a\nepochs: 3\nlr: 0.2\neps: 8/255\nema: 0.5\n"
+    Path("r/config.yaml").write_text(made)
+    check([line])
+    check([[*line, "--precision", "auto", "--devices", "2"]])
+    with pytest.raises(UsageError, match=r"other options: ema 0\.5 -> 0\.9, epochs 3 -> 30: r "):
+        check([[*line, "--epochs", "30", "--ema=0.9"]])
+    check([[*line, "--epochs", "30", "--cost-of", "b"]])  # which sets the epochs
+
+
+def test_another_data_set_s_evaluation_is_no_seed(tmp_path):
+    for name in ("a", "b"):
+        rows = [entry("natural"), entry("pgd20")] + [entry("natural") | dict(data="other")] * (name == "b")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(dict(results=rows)))
+    both = [Row("claim", name, [tmp_path / name]) for name in ("a", "b")]
+    assert [[set(m) for m in line.measured] for line in lines_of(both)] == [[{"natural", "pgd20"}]] * 2
+
+
+def test_each_job_has_one_of_the_gpus_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    seen = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: seen.append(env["CUDA_VISIBLE_DEVICES"]))
+    for given in ("4,5", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        for slot in range(3):
+            reproduce.Process(Task([], None, [], []), tmp_path / "log", slot, 3)
+    assert seen == ["4", "5", "4", "0", "1", "0"]
 
 
 @pytest.mark.parametrize(
@@ -273,8 +307,16 @@ def test_numbers_in_cells_are_drawn_as_curves_and_others_as_points():
 
 
 def test_means_and_spreads_stand_beside_the_paper_s():
-    line = measured("ARD", natural=0.5, worst=0.2)._replace(theirs=[79.49, 51.21])
+    line = measured("ARD", natural=0.5, worst=0.2)._replace(theirs=[79.49, 51.21], costs=[1e14, 1.1e14])
     line.measured.append({**line.measured[0], "natural": measured("", natural=0.6).measured[0]["natural"]})
     table = beside("claim", [line, Line("KD", [], [])])
-    assert [cell.text for cell in table.rows[0]] == ["ARD", "55.00 ± 7.07", "20.00 ± 0.00", "2", "79.49", "51.21"]
-    assert [cell.text for cell in table.rows[1]] == ["KD", "–", "–", "–", "–", "–"]
+    assert [cell.text for cell in table.rows[0]] == [
+        "ARD",
+        "55.00 ± 7.07",
+        "20.00 ± 0.00",
+        "2",
+        "105",
+        "79.49",
+        "51.21",
+    ]
+    assert [cell.text for cell in table.rows[1]] == ["KD", "–", "–", "–", "–", "–", "–"]

@@ -62,7 +62,7 @@ def evaluate(
         step_size: of pgd and margin, in pixel units; a quarter of eps if absent.
         norm: of the ball.
         n: only the first n test images.
-        chunk: images per forward; 64 on a CPU and 250 on a GPU if absent.
+        chunk: images per forward; 64 on a CPU and 250 on a GPU if absent. On a CPU at most 16 in attacks of stages.
         seed: of whatever is random.
         audits: quick, or full: several times the cost of the attacks.
         witnesses: images, from the first on, of which what beat them is kept for gacd verify; 0 for none.
@@ -99,12 +99,18 @@ def evaluate(
     for note in opened.notes:
         say.print(note, markup=False)
     where = Path(out) if out else opened.run
+    if where is None:
+        say.print("nothing is kept of this evaluation without --out: no results.json, and a stopped one starts anew")
+    say.print(
+        f"adversarial images are searched for in {dict(bf16='bfloat16').get(chosen, 'float32')}, judged in float32"
+    )
     origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
+    origin |= dict(data_sha256=results.fingerprint(split))
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen)
-    known = dict(data_sha256=results.fingerprint(split), attacks=attacks)
-    known |= dict(device=fabric.device.type, torch=torch.__version__)
+    code = results.provenance()
+    known = dict(attacks=attacks, device=fabric.device.type, commit=code["commit"], versions=code["versions"])
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
-    told |= dict(data_sha256=known["data_sha256"], evaluated=len(split))
+    told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=getattr(model, "name", type(model).__name__), device=fabric.device.type)
     rows: list[dict[str, Any]] = []
     found: list[Audit] = []

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -150,11 +150,6 @@ class Audit:
         """The findings that stand against the number, the worst first."""
         against = [finding for finding in self.findings if OUTCOMES[finding.outcome]]
         return sorted(against, key=lambda finding: -OUTCOMES[finding.outcome])
-
-    def record(self) -> dict[str, Any]:
-        """For results.json."""
-        findings = [finding._asdict() for finding in self.findings]
-        return dict(verdict=self.verdict, n=self.n, seconds=round(self.seconds, 2), findings=findings)
 
 
 def _finding(name: str, kind: Kind, case: Case) -> Finding:

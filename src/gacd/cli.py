@@ -99,14 +99,8 @@ def _train(command: str, argv: list[str]) -> None:
         raise UsageError(f"{name} {'has no' if command == 'distill' else 'needs a'} teacher", f"gacd {command} {name}")
     from gacd import commands
     from gacd.checkpoint import is_factory
-    from gacd.training import fit
 
-    parser = Parser(f"gacd {command} {name}", inspect.getdoc(cls) or "", configs=True)
-    parser.add(cls, group="method", owner=cls.__init__)
-    parser.add(commands.train, group="run", skip={"method", "method_options", "fit_options"})
-    if command == "train":
-        parser.drop("teacher")
-    parser.add(fit, group="training")
+    parser = training_parser(command, name)
     values = parser.read(rest)
     for option in ("teacher", "init"):
         source = values.get(option) or ""
@@ -114,6 +108,21 @@ def _train(command: str, argv: list[str]) -> None:
             raise UsageError("a factory must be typed on the command line", f"{option}: {source}", "not in a file")
     pick = {group: {n: values[n] for n in parser.groups[group] if n in values} for group in parser.groups}
     commands.train(name, method_options=pick["method"], fit_options=pick["training"], **pick["run"])
+
+
+def training_parser(command: str, method: str) -> Parser:
+    """That of `gacd train METHOD` or `gacd distill METHOD`."""
+    from gacd import commands
+    from gacd.training import fit
+
+    cls = methods.load(method)
+    parser = Parser(f"gacd {command} {method}", inspect.getdoc(cls) or "", configs=True)
+    parser.add(cls, group="method", owner=cls.__init__)
+    parser.add(commands.train, group="run", skip={"method", "method_options", "fit_options"})
+    if command == "train":
+        parser.drop("teacher")
+    parser.add(fit, group="training")
+    return parser
 
 
 def _overview() -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor would still sync at the start
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is printed with the other options
     # Banks must not be overwritten by rank 0's: every rank holds all rows already.
-    strategy = DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto"
+    # And who is ready waits for the others, for audits of days if need be; a process that dies ends them all.
+    waits = DDPStrategy(broadcast_buffers=False, timeout=timedelta(days=30))
+    strategy = waits if devices * nodes > 1 else "auto"
     fabric = Fabric(
         accelerator=device, devices=devices, num_nodes=nodes, precision=PRECISIONS[precision], strategy=strategy
     )

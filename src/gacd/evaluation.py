@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gacd import data as datasets
 from gacd import ranks
 from gacd.attacks import check_threat
+from gacd.attacks.loop import evaluating
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.pool import Fetch, sweep
 from gacd.attacks.search import Search
@@ -60,8 +61,8 @@ def evaluate(
             such as cascade, take at most 16. Verdicts may differ between chunk sizes by the last bit of a gradient.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
         done: called with a number of images as each attack is through with them.
-        running: called, as an attack of several stages goes through the images, with its name, how many it left right,
-            and out of how many.
+        running: called, as an attack of several stages goes through the images, with its name and stage, how many it
+            left right so far, and out of how many.
         journal: keeps the verdicts, and knows those of an evaluation that was stopped.
         shard: (i, k) attacks every k-th image from i on; the others count as wrong.
 
@@ -81,6 +82,7 @@ def evaluate(
     def fetch(where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
+    _try(model, _pixels(x[:1], device))
     with attackable(model, _pixels(x[:1], device)) as quick, torch.no_grad():
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
         logits = _logits(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
@@ -94,11 +96,9 @@ def evaluate(
         correct = torch.zeros(len(y), dtype=torch.bool).index_copy_(0, mine, logits.argmax(1) == y[mine])
         result.record("natural", correct, began)
         judge = partial(_judged, model, quick, fetch=fetch)
-        for name in names:
+        threat: dict[str, Any] = dict(norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1])
+        for name, (stages, written) in {name: searches(name, **threat) for name in names}.items():
             began = time.perf_counter()
-            stages, written = searches(
-                name, norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1]
-            )
             robust, judged, told = correct.clone(), 0, 0
             rows = chunk if len(stages) == 1 or device.type != "cpu" else min(chunk, SURVIVORS)
             for block in mine.split(len(mine) if len(stages) == 1 else 8 * chunk):
@@ -113,11 +113,12 @@ def evaluate(
                         if len(stages) == 1:
                             done(len(where))
                             told += len(where)
+                    if len(stages) > 1:
+                        seen = judged + len(block)
+                        running(f"{name}, {number + 1} of {len(stages)}", int(robust[mine[:seen]].sum()), seen)
                 judged += len(block)
                 done(judged - told)
                 told = judged
-                if len(stages) > 1:
-                    running(name, int(robust[mine[:judged]].sum()), judged)
             result.record(name, robust, began, written)
     return result
 
@@ -216,6 +217,19 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
         fix = "the model normalises: give pixels as they are, divided by 255"
         raise InputError("pixels must be in [0,1]", f"from {float(x.min()):g} to {float(x.max()):g}", fix)
     return x.cpu(), y.long().cpu()
+
+
+def _try(model: nn.Module, x: Tensor) -> None:
+    """Raises InputError for a network that is no classifier of images such as x (1,C,H,W)."""
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(x)
+    except Exception as error:  # of any type: the network may be anyone's
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError("the network does not take these images", f"{tuple(x.shape)}: {reason}") from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1 or not logits.is_floating_point():
+        given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError("a network must return logits (B,K), floats", given)
 
 
 def _judged(

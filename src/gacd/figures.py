@@ -74,7 +74,9 @@ def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
     return figure
 
 
-def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True, log: bool = False) -> Figure:
+def curves(
+    lines: Mapping[str, Line], x: str, y: str, *, share: bool = True, whole: bool = True, log: bool = False
+) -> Figure:
     """One line a run.
 
     Args:
@@ -82,6 +84,7 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True, log
         x: the axis' name.
         y: likewise.
         share: y is a share of images; otherwise a loss, on a logarithmic axis if it can be.
+        whole: an axis of shares runs from 0 to 1; otherwise where the lines are.
         log: x, which is positive, on a logarithmic axis with a mark at each of its values.
     """
     with rc_context(STYLE):
@@ -96,7 +99,8 @@ def curves(lines: Mapping[str, Line], x: str, y: str, *, share: bool = True, log
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
         if share:
-            axes.set_ylim(-0.03, 1.03)
+            if whole:
+                axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(_percent)
         elif (low := min(values := [value for line in lines.values() for _, value in line])) > 0:
             axes.set_yscale("log")
@@ -118,10 +122,10 @@ def pictures(x: np.ndarray, attacked: Mapping[str, Picture]) -> Figure:
         for i, (name, picture) in enumerate(attacked.items()):
             change = picture.x_adv - x
             _row(grid[1 + 2 * i], 0.5 + change / max(2 * abs(change).max(), 1e-9), "perturbation")
-            _row(grid[2 + 2 * i], picture.x_adv, _short(name))
+            _row(grid[2 + 2 * i], picture.x_adv, short(name))
             for axes, before, after in zip(grid[2 + 2 * i], picture.before, picture.after, strict=True):
                 changed = before != after
-                label = f"{_short(before, 9)} → {_short(after, 9)}" if changed else _short(after, 18)
+                label = f"{short(before, 9)} → {short(after, 9)}" if changed else short(after, 18)
                 axes.set_title(label, fontsize=8, pad=3, color=COLOURS[1] if changed else "black")
     return figure
 
@@ -181,7 +185,7 @@ def _names(axes: Axes, ends: list[tuple[int, str, float, float]]) -> None:
         ceiling -= gap
     for (i, name, x, y), place in zip(ends, places, strict=True):
         axes.annotate(
-            _short(name),
+            short(name),
             (x, y),
             (1.04, place),
             textcoords="axes fraction",
@@ -212,5 +216,6 @@ def _percent(share: float, _: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _short(name: str, length: int = 30) -> str:
+def short(name: str, length: int = 30) -> str:
+    """The end of a name, which tells it from others."""
     return name if len(name) <= length else "…" + name[1 - length :]

@@ -31,13 +31,9 @@ class Journal:
         self.keep, self.owner = keep, ExitStack()
         self.folder: Path | None = None
         self.name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]  # of the key
-        self.known: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
-        self.beaten = NOTHING  # whose images are kept
         if folder is not None:
             self.folder = folder / f".evaluation-{self.name}"
-            for part in self._parts():
-                self._learn(part)
-        self.written = 1 + max((int(path.stem.split("-")[0]) for path in self._files()), default=-1)
+        self._read()
 
     def recall(self, attack: str, stage: int) -> tuple[Tensor, Tensor]:
         """Positions (m,) that a stage of an attack has judged, and whether they were still right, (m,) bool."""
@@ -70,6 +66,7 @@ class Journal:
         """Nobody else writes to it meanwhile."""
         if self.folder is not None:
             self.owner.enter_context(checkpoint.owned_by_all(self.folder))
+            self._read()  # another process may have written, or ended and deleted it, until now
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
@@ -77,6 +74,13 @@ class Journal:
         if self.folder is not None and ranks.rank() == 0 and (kind is None or not self._files()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self.owner.close()
+
+    def _read(self) -> None:
+        self.known: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+        self.beaten = NOTHING  # whose images are kept
+        for part in self._parts():
+            self._learn(part)
+        self.written = 1 + max((int(path.stem.split("-")[0]) for path in self._files()), default=-1)
 
     def _learn(self, part: dict[str, Any]) -> None:
         self.known.setdefault((part["attack"], part["stage"]), []).append((part["where"], part["right"]))

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gacd import assess, checkpoint, records
-from gacd.cli import Parser, Ratio
+from gacd.cli import Parser, Ratio, plain, training_parser
 from gacd.errors import InputError
-from gacd.runs import story
+from gacd.runs import FREE, check_options, story
 
 RECIPES = Path(__file__).parent / "recipes"
 PROBE = Path("checkpoints/probe.pt")
+PATHS = {"out", "teacher", "init", "cost_of"}
 # In the place of the shell's own: what a recipe would run is printed, each word ended by a NUL, each line by "\n".
 PRINTED = r"""
 gacd() { printf 'gacd\0'; printf '%s\0' "$@"; printf '\n'; }
@@ -89,7 +90,7 @@ def missing(commands: Sequence[list[str]]) -> list[Task]:
         pairs = [(before, Path(word)) for before, word in itertools.pairwise(argv)]
         reads = [made for before, path in pairs if before not in ("--out", "--cost-of") for made in _read(path, known)]
         counts = [path for before, path in pairs if before == "--cost-of" and path in known]
-        tasks.append(Task(argv, _makes(argv), reads, counts))
+        tasks.append(Task(argv, makes(argv), reads, counts))
     read = {path for task in tasks for path in [*task.reads, *task.counts]}
     needed: set[Path | None] = set()
     counted: set[Path | None] = set()
@@ -102,6 +103,23 @@ def missing(commands: Sequence[list[str]]) -> list[Task]:
             needed |= set(task.reads)
             counted |= set(task.counts)
     return chosen[::-1]
+
+
+def check(commands: Sequence[list[str]]) -> None:
+    """Refuses commands that type other options than those that their runs were started with; paths may differ.
+
+    Raises:
+        UsageError: names the run and the options.
+    """
+    for argv in commands:
+        out = makes(argv) if argv[0] in ("train", "distill") else None
+        if out and (out / "config.yaml").exists():
+            command, method, *words = argv
+            typed = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+            values = plain(training_parser(command, method).read(words))
+            free = FREE | PATHS | ({"epochs", "milestones"} if "cost_of" in typed else set())
+            free |= {"precision"} if values["precision"] == "auto" else set()
+            check_options(out, {name: values[name] for name in typed - {"config"}}, free)
 
 
 def script(name: str, folder: str) -> Path:
@@ -120,7 +138,7 @@ def _read(path: Path, known: set[Path]) -> list[Path]:
     return [made for made in (path, path / PROBE) if made in known]
 
 
-def _makes(argv: list[str]) -> Path | None:
+def makes(argv: list[str]) -> Path | None:
     """A run for train, distill and probe; a file for the others, and for a probe that gives a run its classifier."""
     out = Path(argv[argv.index("--out") + 1]) if "--out" in argv[:-1] else None
     if argv[0] == "evaluate":

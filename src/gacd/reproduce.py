@@ -10,15 +10,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean as mean_of
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
-from gacd import checkpoint, figures, records, report, tables
+from gacd import checkpoint, cost, figures, records, report, tables
 from gacd.errors import GacdError, InputError, Stopped, UsageError
 from gacd.groups import Mean, mean, mean_point
-from gacd.recipe import Row, Task, expand, missing, script
+from gacd.recipe import Row, Task, check, expand, makes, missing, script
 from gacd.records import Measured
 from gacd.sections import Line as Evaluated
 from gacd.sections import sections
@@ -53,7 +54,11 @@ def reproduce(
     if len(set(seeds)) < len(seeds):
         raise UsageError("a seed stands twice", " ".join(map(str, seeds)), "each once")
     commands, rows = expand(path, OUT=str(folder), PRESET=str(settings), SEEDS=" ".join(map(str, seeds)))
+    check(commands)
     steps = missing(commands)
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(f"# Preset {settings.stem}:"):
+            print(line[2:], file=sys.stderr)
     if dry_run:
         for task in steps:
             print(shlex.join(["gacd", *task.argv]))
@@ -62,6 +67,9 @@ def reproduce(
     say.print(f"{len(commands)} commands, {len(commands) - len(steps)} of them done or not needed", markup=False)
     failed = run(steps, folder / "logs", jobs or max(1, torch.cuda.device_count()), say)
     show(rows, folder, say)
+    for argv in commands:
+        if argv[0] == "analyze" and (made := (makes(argv) or Path()).with_suffix(".md")).exists():
+            say.print(f"analysis: {made}", markup=False)
     if failed:
         raise GacdError(f"{len(failed)} of {len(steps)} commands failed or lack what failed", folder / "logs")
 
@@ -148,7 +156,9 @@ class Process:
         if jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         if (gpus := torch.cuda.device_count()) > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+            given = environment.get("CUDA_VISIBLE_DEVICES", "")
+            names = given.split(",") if given else list(map(str, range(gpus)))
+            environment["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
         with open(log, "w") as file:
             file.write(shlex.join(["gacd", *task.argv]) + "\n")
             file.flush()
@@ -172,11 +182,15 @@ class Process:
 
 
 class Line(NamedTuple):
-    """A row with what was measured of each of its runs: attack -> accuracy, and the paper's natural and robust one."""
+    """A row with what was measured of each of its runs: attack -> accuracy, and the paper's natural and robust one.
+
+    `costs` are the operations of the runs' trainings and of those before them, where they are known.
+    """
 
     cell: str
     measured: list[dict[str, Measured]]
     theirs: list[float]
+    costs: list[float] = []  # noqa: RUF012  never changed
 
     def mean(self, attack: str) -> Mean | None:
         return mean(m.get(attack) for m in self.measured)
@@ -185,12 +199,13 @@ class Line(NamedTuple):
 def lines_of(rows: Sequence[Row]) -> list[Line]:
     """A line per row; of each run, what it shares with most: one data set, one radius, as many images as it has."""
     runs = {path: records.read(path, path.name) for row in rows for path in row.runs if path.is_dir()}
-    parts = sections(list(runs.values()))
+    parts = sorted(sections(list(runs.values())), key=lambda part: -len(part.lines))
     lines = []
     for row in rows:
-        found = [part.line(runs[path]) for path in row.runs if path in runs for part in parts]
-        measured = [_measured(line) for line in found if line]
-        lines.append(Line(row.cell, measured, _paper(row.table)["cells"].get(row.cell, [])))
+        found = [[line for part in parts if (line := part.line(runs[path]))] for path in row.runs if path in runs]
+        measured = [_measured(of_run[0]) for of_run in found if of_run]
+        costs = [spent for path in row.runs if (spent := cost.spent(path)) is not None]
+        lines.append(Line(row.cell, measured, _paper(row.table)["cells"].get(row.cell, []), costs))
     return lines
 
 
@@ -200,17 +215,19 @@ def _measured(line: Evaluated) -> dict[str, Measured]:
 
 
 def beside(name: str, lines: Sequence[Line]) -> tables.Table:
-    """Our accuracies, means over seeds, beside the paper's, in per cent; what was not measured stays empty."""
+    """Our accuracies in per cent and costs, means over seeds, beside the paper's; what was not measured stays empty."""
     about = _paper(name)
     attacks = list(dict.fromkeys(a for line in lines for measured in line.measured for a in measured)) or ["natural"]
     columns = [tables.Column(""), *(tables.Column(attack, True, ("mean", "sd")) for attack in attacks)]
-    columns += [tables.Column("seeds", True)]
+    columns += [tables.Column("seeds", True), tables.Column("1e12 operations", True)]
     columns += [tables.Column(f"paper: {a}", True) for a in ("natural", about["attack"])] if about["cells"] else []
     body = []
     for line in lines:
         cells = [_share(line.mean(attack)) for attack in attacks]
         seeds = len(line.measured)
         cells.append(tables.Cell(str(seeds), (seeds,)) if seeds else tables.Cell(tables.MISSING))
+        operations = mean_of(line.costs) / 1e12 if line.costs else None
+        cells.append(tables.Cell(f"{operations:.3g}", (operations,)) if operations else tables.Cell(tables.MISSING))
         cells += [tables.number(value) for value in (line.theirs or (None, None))] if about["cells"] else []
         body.append([tables.Cell(line.cell.replace("/", " / ")), *cells])
     return tables.Table(about["title"], columns, body, about.get("note", ""))
@@ -230,7 +247,9 @@ def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
             curve = swept.setdefault(match[1], {}).setdefault(kind, [])  # type: ignore[index]
             curve.append((float(match[2]), mean(m.get(kind) for m in line.measured).mean))  # type: ignore[index,union-attr]
     return {
-        f"-{parameter}": figures.curves({a: sorted(c) for a, c in curves.items()}, parameter, "accuracy", log=True)
+        f"-{parameter}": figures.curves(
+            {a: sorted(c) for a, c in curves.items()}, parameter, "accuracy", whole=False, log=True
+        )
         for parameter, curves in swept.items()
     }
 

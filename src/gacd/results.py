@@ -64,8 +64,8 @@ def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> None:
     with checkpoint.owned(run, ".results.lock"):
         path = run / "results.json"
         old = read(run)["results"] if path.exists() else []
-        keys = {_key(row) for row in new}
-        rows = [row for row in old if _key(row) not in keys] + new
+        data = {_key(row): row.get("data_sha256") for row in new}
+        rows = [row for row in old if row.get("data_sha256", data.get(_key(row))) != data.get(_key(row), ...)] + new
         size = sum(p.numel() for p in model.parameters())
         payload = dict(format=1, model=getattr(model, "name", type(model).__name__), parameters=size, results=rows)
         checkpoint.replace(path, (json.dumps(payload, indent=1) + "\n").encode())

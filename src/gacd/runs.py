@@ -154,17 +154,18 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
     """
     path = out / "config.yaml"
     if any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt", "probe.pt")):
-        old = config(out)
-        changed = [
-            f"{name} {old.get(name)} -> {options.get(name)}"
-            for name in sorted(old.keys() | options.keys())
-            if name not in free and old.get(name) != options.get(name)
-        ]
-        if changed:
-            what = "the run was started with other options: " + ", ".join(changed)
-            raise UsageError(what, out, "give those to resume it, or another --out")
+        check_options(out, dict.fromkeys(config(out)) | options, free)
     elif ranks.rank() == 0:
         checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
+
+
+def check_options(out: Path, options: dict[str, Any], free: set[str]) -> None:
+    """Refuses options that a run was not started with, but for the free ones."""
+    old = config(out)
+    changed = [name for name in sorted(options) if name not in free and old.get(name) != options[name]]
+    if changed:
+        what = ", ".join(f"{name} {old.get(name)} -> {options[name]}" for name in changed)
+        raise UsageError(f"the run was started with other options: {what}", out, "give those, or another --out")
 
 
 def began(out: Path, cost: dict[str, Any], precision: str) -> None:

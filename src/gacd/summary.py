@@ -94,11 +94,13 @@ def draw(result: dict[str, Any], groups: Mapping[str, Groups]) -> dict[str, tupl
     limit = max(abs(pair.student - pair.teacher).max() for rows in pairs.values() for pair in rows)
     drawn = {}
     for kind, rows in pairs.items():
-        figure = plots.correlations(rows, short(result["teacher"]), names if len(names) <= 20 else None, limit or 1.0)
+        figure = plots.correlations(
+            rows, figures.short(result["teacher"], 20), names if len(names) <= 20 else None, limit or 1.0
+        )
         drawn[f"correlations-{kind}"] = figure, f"Correlations of logits, {kind} images"
     a, b = clusters["classes"]
     labels = dict(
-        fixed=f"the {clusters['fixed']} that fool\n{short(clusters['crafted_on'])}",
+        fixed=f"the {clusters['fixed']} that fool\n{figures.short(clusters['crafted_on'], 20)}",
         own="crafted on each\nnetwork itself",
     )
     panels = [
@@ -106,7 +108,7 @@ def draw(result: dict[str, Any], groups: Mapping[str, Groups]) -> dict[str, tupl
         for kind, label in labels.items()
         if kind == "own" or clusters["fixed"]
     ]
-    figure = plots.clusters(panels, [short(name) for name in groups], (a, b, f"{b}, attacked towards {a}"))
+    figure = plots.clusters(panels, [figures.short(name, 20) for name in groups], (a, b, f"{b}, attacked towards {a}"))
     drawn["clusters"] = figure, f"Features of {a} and {b}, t-SNE"
     return drawn
 
@@ -132,14 +134,9 @@ def page(result: dict[str, Any], made: list[Table], drawn: dict[str, str]) -> st
     return "\n".join(parts)
 
 
-def short(name: str, length: int = 20) -> str:
-    """The end of a name, which tells it from others."""
-    return name if len(name) <= length else "…" + name[1 - length :]
-
-
 def _pair(name: str, row: dict[str, Any]) -> plots.Pair:
     teacher, student = (np.array(row["correlation"][side]) for side in ("teacher", "student"))
-    return plots.Pair(short(name), teacher, student, row["correlation"]["difference"])
+    return plots.Pair(figures.short(name, 20), teacher, student, row["correlation"]["difference"])
 
 
 def _panel(result: dict[str, Any], name: str, kind: str, groups: list[Tensor]) -> plots.Panel:
@@ -164,7 +161,7 @@ def _columns(*names: str, words: int = 1) -> list[Column]:
 
 
 def _name(name: str) -> Cell:
-    return Cell(short(name))
+    return Cell(figures.short(name, 20))
 
 
 def _share(share: float | None) -> Cell:

@@ -77,7 +77,10 @@ class TargetedFAB(Search):
 
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         x, z, t = rows["x"], rows["z"], rows["t"]
-        broken = ~logits.isfinite().all(1)  # as they are where a gradient was not; the result shows it
+        # a broken network's NaN goes into the result, and stays
+        broken = ~logits.isfinite().all(1)
+        if gradient is not None:
+            broken |= ~gradient.flatten(1).isfinite().all(1)
         fooled = logits.argmax(1) != rows["y"]
         distance = (z.double() - x.double()).abs().flatten(1).amax(1)
         closer = fooled & (distance < rows["distance"]) & (t < self.steps)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import safetensors.torch
@@ -16,7 +17,11 @@ from gacd.errors import GacdError
 
 PROGRAM = "from gacd.audits.fresh import answer; answer()"
 ANSWERED = "gacd: answered\n"  # ends a line, for a factory may print
-PATIENCE = 600.0  # seconds for an answer
+PATIENCE = 600.0, 10.0  # seconds for an answer, and for each image
+
+
+class Killed(GacdError):
+    """Nothing was found out: the process was killed."""
 
 
 class Fresh:
@@ -46,6 +51,7 @@ class Fresh:
         """Images (n,C,H,W) -> logits (n,K), on the CPU.
 
         Raises:
+            Killed: the process took too long, or was ended from outside, as for memory.
             GacdError: the process cannot load the network, or fails.
         """
         self.process = self.process or self._started()
@@ -53,17 +59,21 @@ class Fresh:
         answered.unlink(missing_ok=True)
         safetensors.torch.save_file({"x": x.cpu().contiguous()}, asked)
         request = json.dumps(self.network | dict(images=str(asked), logits=str(answered)))
-        patience = threading.Timer(PATIENCE, self.process.kill)
+        patience = threading.Timer(PATIENCE[0] + PATIENCE[1] * len(x), self.process.kill)
         patience.start()
+        began, line = time.monotonic(), None
         try:
             assert self.process.stdin is not None and self.process.stdout is not None  # as it was started
             print(request, file=self.process.stdin, flush=True)
-            next((line for line in self.process.stdout if line.endswith(ANSWERED)), None)
+            line = next((said for said in self.process.stdout if said.endswith(ANSWERED)), None)
         except BrokenPipeError:
             pass  # it has ended, and said why
         finally:
             patience.cancel()
         if not answered.exists():
+            if line is None and (code := self.process.wait()) < 0:
+                took = f"after {time.monotonic() - began:.0f} s"
+                raise Killed(f"the fresh process with {self.network['source']} was killed {took}", f"signal {-code}")
             last = (self.errors.read_text().strip().splitlines() or ["no reason given"])[-1][:200]
             raise GacdError(f"a fresh process cannot re-score {self.network['source']}", last)
         return safetensors.torch.load_file(answered)["logits"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gacd import noise
 from gacd.audits.case import NEEDED, Case, Result
+from gacd.audits.fresh import Killed
 from gacd.errors import GacdError
 from gacd.losses import cross_entropy, margin_loss
 
@@ -139,6 +140,8 @@ def recheck(case: Case) -> Result:
     rows = torch.cat([first, order[~torch.isin(order, first)]])[:RECHECKED]
     try:
         logits = case.fresh.logits(case.x_adv[rows.to(case.x.device)])
+    except Killed as error:
+        return None, str(error), "give it more time or memory"
     except GacdError as error:
         return False, str(error), "can the source be loaded again?"
     differ = case.differ(logits, case.y[rows.to(case.y.device)].cpu(), case.survivors[rows])

@@ -27,7 +27,7 @@ def attackable(model: nn.Module, x: Tensor) -> Iterator[Any]:
         x: (B,C,H,W) images, of which the first shows how convolutions and batch norms are connected.
     """
     with evaluating(model):
-        if model not in _twins:
+        if model not in _twins or not _agree(_twins[model], model, x[:1]):
             _twins[model] = _twin(model, x[:1])
         ready = _twins[model]
         yield model if ready is None else ready.refreshed(model)
@@ -62,8 +62,7 @@ class Twin:
                 spread = torch.linspace(0.5, 1.5, len(norm.running_var), device=norm.running_var.device)
                 norm.running_mean += spread * norm.running_var.sqrt()
                 norm.running_var *= 2 * spread
-            expected, actual = model(x), self.refreshed(model)(x)
-        return bool((actual - expected).abs().max() <= 1e-3 * expected.abs().max())
+            return _close(self.refreshed(model)(x), model(x))
 
     def refreshed(self, model: nn.Module) -> nn.Module:
         """The twin with the model's present weights; new tensors, so that no cast kept by autocast is stale."""
@@ -81,10 +80,32 @@ class Twin:
 
 def _twin(model: nn.Module, x: Tensor) -> Twin | None:
     """A faithful one with as much folded as can be, for an image x (1,C,H,W); None if there is nothing."""
-    twin = Twin(model, _convolutions_before_batch_norms(model, x))
-    if not twin.faithful(model, x):
-        twin = Twin(model, [pair for pair in twin.pairs if Twin(model, [pair]).faithful(model, x)])
-    return twin if twin.faithful(model, x) else None
+    pairs = _convolutions_before_batch_norms(model, x)
+    if not _faithful(model, pairs, x):
+        pairs = [pair for pair in pairs if _faithful(model, [pair], x)]
+    return Twin(model, pairs) if _faithful(model, pairs, x) else None
+
+
+def _faithful(model: nn.Module, pairs: list[tuple[str, str]], x: Tensor) -> bool:
+    try:
+        return Twin(model, pairs).faithful(model, x)
+    except Exception:  # of any type: someone else's network may mind being copied, or look at its own weights
+        return False
+
+
+def _agree(twin: Twin | None, model: nn.Module, x: Tensor) -> bool:
+    """Whether the twin still is the network, whose modules may have been changed since."""
+    if twin is None:
+        return True
+    try:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return _close(twin.refreshed(model)(x), model(x))
+    except Exception:  # as above
+        return False
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
 @torch.no_grad()
