@@ -234,3 +234,17 @@ def test_runs_of_several_folders_have_names_of_their_own(tmp_path):
         make(tmp_path / parent, "runs/a", [entry("natural", 0.9)])
     found = collect([str(tmp_path / parent / "runs") for parent in "xy"])
     assert len({run.name for run in found}) == 2
+
+
+def test_a_number_that_an_audit_doubts_says_so_in_every_form(tmp_path, monkeypatch):
+    doubt = dict(verdict="SUSPECT", doubts=["suspect: gradient: most are zero"])
+    make(tmp_path, "masked", [entry("natural", 0.9), entry("pgd20", 0.85, "8/255", **doubt)])
+    make(tmp_path, "sound", [entry("natural", 0.9), entry("pgd20", 0.45, "8/255", verdict="TRUSTED")])
+    text, _ = page(tmp_path)
+    assert "SUSPECT is an unverified upper bound" in text
+    monkeypatch.chdir(tmp_path)
+    main(["report", ".", "--formats", "md", "csv", "tex", "claim", "--out", "all"])
+    for form in ("md", "csv", "tex"):
+        assert all(verdict in (tmp_path / f"all.{form}").read_text() for verdict in ("SUSPECT", "TRUSTED")), form
+    claim = next(tmp_path.rglob("*claim*")).read_text()
+    assert "an unverified upper bound, suspect: gradient: most are zero" in " ".join(claim.split())

@@ -41,6 +41,11 @@ class Measured(NamedTuple):
         return self.row["split_n"] if isinstance(self.row.get("split_n"), int) else self.n
 
     @property
+    def suspect(self) -> bool:
+        """Whether an audit doubts it: an unverified upper bound."""
+        return self.row.get("verdict") == "SUSPECT"
+
+    @property
     def interval(self) -> tuple[float, float]:
         return interval(round(self.accuracy * self.n), self.n)
 

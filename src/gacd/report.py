@@ -115,7 +115,7 @@ def accuracies(section: Section) -> Table:
     columns = [Column("run"), Column("method"), Column("model"), Column("parameters", True), Column("natural", True)]
     columns += [Column(name, True) for name in (*section.attacks, "worst")]
     worst = len(columns) - 1
-    columns += [Column("95 % interval", True, ("low", "high")), Column("n", True)]
+    columns += [Column("95 % interval", True, ("low", "high")), Column("n", True), Column("audits")]
     rows = []
     for line in section.lines:
         run = line.run
@@ -124,9 +124,12 @@ def accuracies(section: Section) -> Table:
         method = Cell(str(run.options.get("method") or MISSING), note=note)
         size = Cell(f"{run.parameters:,}", (float(run.parameters),)) if run.parameters else Cell(MISSING)
         shares = [_share(m) for m in (line.natural, *map(line.attacks.get, section.attacks), line.worst)]
-        rows.append([Cell(run.name), method, Cell(run.model), size, *shares, _interval(line.worst), _plain(line.n)])
+        found = [_interval(line.worst), _plain(line.n), _verdict(list(line.attacks.values()))]
+        rows.append([Cell(run.name), method, Cell(run.model), size, *shares, *found])
     differ = len({line.n for line in section.lines}) > 1
     note = NOTE + (" The runs differ in n: their rows are not directly comparable." if differ else "")
+    if any(m.suspect for line in section.lines for m in line.attacks.values()):
+        note += " SUSPECT is an unverified upper bound: results.json says why."
     return Table(section.title, columns, tables.best(rows, columns=(4, worst)), note)
 
 
@@ -226,6 +229,12 @@ def _text(runs: list[Run], form: str) -> str:
 
 def _share(m: Measured | None) -> Cell:
     return Cell(percent(m.accuracy, m.n), (100 * m.accuracy,)) if m else Cell(MISSING)
+
+
+def _verdict(attacked: Sequence[Measured]) -> Cell:
+    """The worst of the audits' verdicts; missing where one attack's number has none."""
+    verdicts = {str(m.row.get("verdict") or MISSING) for m in attacked}
+    return Cell(next((v for v in ("SUSPECT", MISSING) if v in verdicts), "TRUSTED" if attacked else MISSING))
 
 
 def _interval(m: Measured | None) -> Cell:

@@ -223,7 +223,8 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
     columns += [tables.Column(f"paper: {a}", True) for a in ("natural", about["attack"])] if about["cells"] else []
     body = []
     for line in lines:
-        cells = [_share(line.mean(attack)) for attack in attacks]
+        doubted = {attack for m in line.measured for attack in m if m[attack].suspect}
+        cells = [_share(line.mean(attack))._replace(note="unverified" * (attack in doubted)) for attack in attacks]
         seeds = len(line.measured)
         cells.append(tables.Cell(str(seeds), (seeds,)) if seeds else tables.Cell(tables.MISSING))
         operations = mean_of(line.costs) / 1e12 if line.costs else None
