@@ -277,3 +277,21 @@ def test_logits_that_are_not_finite_are_refused():
     model.layer.bias.data[0] = math.nan
     with pytest.raises(InputError, match="logits or gradients are not finite"):
         evaluate(model, (images(3), torch.zeros(3, dtype=torch.int64)))
+
+
+def test_a_network_changed_since_it_was_last_evaluated_is_attacked_as_it_is():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.sign = torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8), 1.0
+
+        def forward(self, x):
+            return self.sign * self.norm(self.conv(x)).relu().mean((2, 3))
+
+    torch.manual_seed(0)
+    x, net, new = noise.uniform(3, torch.arange(60), (1, 6, 6)), Net().eval(), Net().eval()
+    evaluate(net, (x, net(x).argmax(1)), ["pgd5"])
+    net.sign = new.sign = -1.0
+    new.load_state_dict(net.state_dict())
+    y = net(x).argmax(1)
+    assert evaluate(net, (x, y), ["pgd5"]).robust == evaluate(new, (x, y), ["pgd5"]).robust != {"pgd5": 1.0}

@@ -83,7 +83,7 @@ def evaluate(
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
     _try(model, _pixels(x[:1], device))
-    with attackable(model, _pixels(x[:1], device)) as quick, torch.no_grad():
+    with attackable(model, _pixels(x[:1], device), anew=True) as quick, torch.no_grad():
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
         logits = _logits(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
         if int(y.max()) >= logits.shape[1]:

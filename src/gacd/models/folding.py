@@ -19,15 +19,16 @@ _twins: "WeakKeyDictionary[nn.Module, Twin | None]" = WeakKeyDictionary()
 
 
 @contextmanager
-def attackable(model: nn.Module, x: Tensor) -> Iterator[Any]:
+def attackable(model: nn.Module, x: Tensor, *, anew: bool = False) -> Iterator[Any]:
     """Eval mode inside; yields a network equal to the model up to rounding and faster to attack.
 
     Args:
         model: any network; one with nothing to fold is yielded itself.
         x: (B,C,H,W) images, of which the first shows how convolutions and batch norms are connected.
+        anew: looks at that again, since modules may have been changed; the weights are the present ones always.
     """
     with evaluating(model):
-        if model not in _twins or not _agree(_twins[model], model, x[:1]):
+        if anew or model not in _twins:
             _twins[model] = _twin(model, x[:1])
         ready = _twins[model]
         yield model if ready is None else ready.refreshed(model)
@@ -90,17 +91,6 @@ def _faithful(model: nn.Module, pairs: list[tuple[str, str]], x: Tensor) -> bool
     try:
         return Twin(model, pairs).faithful(model, x)
     except Exception:  # of any type: someone else's network may mind being copied, or look at its own weights
-        return False
-
-
-def _agree(twin: Twin | None, model: nn.Module, x: Tensor) -> bool:
-    """Whether the twin still is the network, whose modules may have been changed since."""
-    if twin is None:
-        return True
-    try:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return _close(twin.refreshed(model)(x), model(x))
-    except Exception:  # as above
         return False
 
 
