@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gacd import noise
+from gacd import noise, results
 from gacd.attacks import Search
 from gacd.attacks.names import MAKERS
 from gacd.attacks.search import PGD
@@ -295,3 +295,18 @@ def test_a_network_changed_since_it_was_last_evaluated_is_attacked_as_it_is():
     new.load_state_dict(net.state_dict())
     y = net(x).argmax(1)
     assert evaluate(net, (x, y), ["pgd5"]).robust == evaluate(new, (x, y), ["pgd5"]).robust != {"pgd5": 1.0}
+
+
+def test_results_of_other_images_are_kept_beside(tmp_path):
+    """Under one name: those of the same images are replaced, and those of which it is not known."""
+    model = build("resnet8-x0.1")
+
+    def add(accuracy, **of):
+        results.add(tmp_path, [dict(data="photos", attack="pgd20", n=9, accuracy=accuracy) | of], model)
+        return [row["accuracy"] for row in results.read(tmp_path)["results"]]
+
+    assert add(0.1) == [0.1]
+    assert add(0.2, data_sha256="a") == [0.2]
+    assert add(0.3, data_sha256="b") == [0.2, 0.3]
+    assert add(0.4, data_sha256="a") == [0.3, 0.4]
+    assert add(0.5, data_sha256="b", attack="fgsm") == [0.3, 0.4, 0.5]

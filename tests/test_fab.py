@@ -9,18 +9,18 @@ from scipy.optimize import linprog
 from test_apgd import bumpy, plane_case
 from test_square import (
     CLASSES,
+    assert_broken_network_is_noticed,
+    assert_no_side_effects,
+    assert_rows_stand_alone,
+    assert_stays_inside,
+    assert_whatever_the_order,
     attack,
-    broken_network_is_noticed,
     curved,
     forward,
     images,
     linear,
     linear_case,
     linear_worst,
-    no_side_effects,
-    rows_stand_alone,
-    stays_inside,
-    whatever_the_order,
 )
 
 from gacd import noise
@@ -188,26 +188,26 @@ def test_a_row_that_is_through_stays_as_it_is():
 
 
 def test_rows_stand_alone():
-    rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4), curved, 30)
-    rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4, restart=1), curved, 30)
+    assert_rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4), curved, 30)
+    assert_rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4, restart=1), curved, 30)
 
 
 def test_a_function_of_seed_and_image_whatever_the_order():
-    whatever_the_order(lambda **options: TargetedFAB(eps=0.1, steps=6, targets=4, **options), seeds=False)
+    assert_whatever_the_order(lambda **options: TargetedFAB(eps=0.1, steps=6, targets=4, **options), seeds=False)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-3, 8 / 255, 1.0])
 @pytest.mark.parametrize("restart", [0, 1])
 def test_inside_the_ball_and_the_box_in_exact_arithmetic(eps, restart):
-    stays_inside(lambda **options: TargetedFAB(steps=6, restart=restart, **options), "Linf", eps)
+    assert_stays_inside(lambda **options: TargetedFAB(steps=6, restart=restart, **options), "Linf", eps)
 
 
 def test_no_side_effects():
-    no_side_effects(TargetedFAB(steps=4, targets=3, restart=1))
+    assert_no_side_effects(TargetedFAB(steps=4, targets=3, restart=1))
 
 
 def test_a_broken_network_is_noticed():
-    broken_network_is_noticed(TargetedFAB(steps=10, targets=2))
+    assert_broken_network_is_noticed(TargetedFAB(steps=10, targets=2))
 
 
 def test_a_logit_that_is_not_finite_is_noticed_where_the_gradient_is():

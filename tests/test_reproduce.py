@@ -15,9 +15,7 @@ from gacd import checkpoint, cli, reproduce
 from gacd.cli import main
 from gacd.errors import InputError, UsageError
 from gacd.models import build
-from gacd.recipe import RECIPES, Row, Task, check, expand, missing
-from gacd.records import Measured
-from gacd.reproduce import Line, beside, drawn, lines_of
+from gacd.recipe import RECIPES, Task, check, expand, missing
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.sh") if path.stem not in ("common", "demo"))
 PRESETS = sorted((RECIPES / "presets").glob("*.sh"))
@@ -136,15 +134,6 @@ def test_a_run_made_with_other_options_than_its_line_is_refused(tmp_path, monkey
     with pytest.raises(UsageError, match=r"other options: ema 0\.5 -> 0\.9, epochs 3 -> 30: r "):
         check([[*line, "--epochs", "30", "--ema=0.9"]])
     check([[*line, "--epochs", "30", "--cost-of", "b"]])  # which sets the epochs
-
-
-def test_another_data_set_s_evaluation_is_no_seed(tmp_path):
-    for name in ("a", "b"):
-        rows = [entry("natural"), entry("pgd20")] + [entry("natural") | dict(data="other")] * (name == "b")
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(dict(results=rows)))
-    both = [Row("claim", name, [tmp_path / name]) for name in ("a", "b")]
-    assert [[set(m) for m in line.measured] for line in lines_of(both)] == [[{"natural", "pgd20"}]] * 2
 
 
 def test_each_job_has_one_of_the_gpus_given(tmp_path, monkeypatch):
@@ -287,36 +276,3 @@ def test_a_signal_saves_what_runs(tmp_path, number):
     assert process.returncode == 128 + number
     assert (tmp_path / "a/checkpoints/last.pt").exists()
     assert "stopped, saved: a" in (tmp_path / "o/logs/000.log").read_text()
-
-
-def measured(cell, **shares):
-    run = {a: Measured("cifar10", 1000, a, "Linf", 8 / 255, share, {}) for a, share in shares.items()}
-    return Line(cell, [run], [])
-
-
-def test_numbers_in_cells_are_drawn_as_curves_and_others_as_points():
-    swept = [measured(cell, natural=0.6, pgd20=0.3, worst=0.25) for cell in ("k/256", "k/16", "T/0.1", "T/0.2")]
-    assert list(drawn("figure2", swept)) == ["-k", "-T"]
-    axes = drawn("figure2", swept)["-k"].axes[0]
-    assert axes.get_xscale() == "log"
-    assert [line.get_xdata().tolist() for line in axes.lines] == [[16, 256]] * 3
-    points = drawn("table4", [measured("cifar100/KD", natural=0.3, pgd7=0.1), measured("cifar100/ARD")])
-    assert points[""].axes[0].get_ylabel() == "robust accuracy, pgd7"
-    assert drawn("table4", [measured("cifar100/KD")]) == {}
-    assert list(drawn("mine", [measured("k/1.2.3", natural=0.3, worst=0.1)])) == [""]
-
-
-def test_means_and_spreads_stand_beside_the_paper_s():
-    line = measured("ARD", natural=0.5, worst=0.2)._replace(theirs=[79.49, 51.21], costs=[1e14, 1.1e14])
-    line.measured.append({**line.measured[0], "natural": measured("", natural=0.6).measured[0]["natural"]})
-    table = beside("claim", [line, Line("KD", [], [])])
-    assert [cell.text for cell in table.rows[0]] == [
-        "ARD",
-        "55.00 ± 7.07",
-        "20.00 ± 0.00",
-        "2",
-        "105",
-        "79.49",
-        "51.21",
-    ]
-    assert [cell.text for cell in table.rows[1]] == ["KD", "–", "–", "–", "–", "–", "–"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_square import curved, images, stays_inside
+from test_square import assert_stays_inside, curved, images
 
 from gacd import noise
 from gacd.attacks import fgsm, margin, maximize, pgd
@@ -56,7 +56,7 @@ def test_pgd_equals_a_literal_loop(norm, loss):
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("eps", [0.0, 1e-3, 8 / 255, 1.0])
 def test_every_point_that_pgd_asks_about_is_inside(norm, eps):
-    stays_inside(lambda **options: PGD(steps=3, step_size=eps / 2, **options), norm, eps)
+    assert_stays_inside(lambda **options: PGD(steps=3, step_size=eps / 2, **options), norm, eps)
 
 
 def test_what_is_not_said():

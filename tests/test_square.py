@@ -64,7 +64,7 @@ def forward(search, model, rows):
     return logits.argmax(1)
 
 
-def rows_stand_alone(search, model, steps, n=6):
+def assert_rows_stand_alone(search, model, steps, n=6):
     """Rows that began 4 steps apart, and rows all by themselves, hold the same bits."""
     x = images(n)
     y, index, early = model(x).argmax(1), torch.arange(n) * 5 + 2, torch.arange(n) < n // 2
@@ -90,7 +90,7 @@ def rows_stand_alone(search, model, steps, n=6):
     assert len(set(mixed["t"].tolist())) > 1
 
 
-def whatever_the_order(make, seeds=True):
+def assert_whatever_the_order(make, seeds=True):
     x = images(6)
     y, index = curved(x).argmax(1), torch.tensor([4, 10, 3, 77, 5, 6])
 
@@ -109,7 +109,7 @@ def whatever_the_order(make, seeds=True):
     assert not torch.equal(start(seed=1, restart=1), start(restart=1))
 
 
-def stays_inside(make, norm, eps):
+def assert_stays_inside(make, norm, eps):
     """Every candidate asked about, and the result, at pixels on the box's faces."""
     search, x, y = make(norm=norm, eps=eps), awkward(), torch.arange(4)
     rows = begin(search, x, y, torch.arange(4), lambda: linear()(x))
@@ -121,7 +121,7 @@ def stays_inside(make, norm, eps):
     exactly_inside(x, search.found(rows), norm, eps)
 
 
-def no_side_effects(search):
+def assert_no_side_effects(search):
     torch.manual_seed(0)
     model = build("resnet8-x0.25", CLASSES).eval().to(memory_format=torch.channels_last)
     before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -139,7 +139,7 @@ def no_side_effects(search):
     assert torch.equal(x, given[0]) and torch.equal(y, given[1])
 
 
-def broken_network_is_noticed(search):
+def assert_broken_network_is_noticed(search):
     """NaN in one forward reaches the result, lest a broken network look robust."""
     x = images(4)
     y, count = linear()(x).argmax(1), iter(range(10**6))
@@ -232,24 +232,24 @@ def test_a_linear_network_s_worst_case_is_nearly_reached():
 
 
 def test_rows_stand_alone():
-    rows_stand_alone(Square(eps=0.1, steps=40), curved, 36)
+    assert_rows_stand_alone(Square(eps=0.1, steps=40), curved, 36)
 
 
 def test_a_function_of_seed_and_image_whatever_the_order():
-    whatever_the_order(lambda **options: Square(eps=0.1, steps=20, **options))
+    assert_whatever_the_order(lambda **options: Square(eps=0.1, steps=20, **options))
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-3, 8 / 255, 1.0])
 def test_inside_the_ball_and_the_box_in_exact_arithmetic(eps):
-    stays_inside(lambda **options: Square(steps=12, **options), "Linf", eps)
+    assert_stays_inside(lambda **options: Square(steps=12, **options), "Linf", eps)
 
 
 def test_no_side_effects():
-    no_side_effects(Square(steps=25))
+    assert_no_side_effects(Square(steps=25))
 
 
 def test_a_broken_network_is_noticed():
-    broken_network_is_noticed(Square(steps=10))
+    assert_broken_network_is_noticed(Square(steps=10))
 
 
 @pytest.mark.parametrize(

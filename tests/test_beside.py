@@ -1,0 +1,51 @@
+"""A recipe's rows as tables and figures: means over seeds, costs, beside the paper's numbers."""
+
+import json
+
+from pages import entry
+
+from gacd.recipe import Row
+from gacd.records import Measured
+from gacd.reproduce import Line, beside, drawn, lines_of
+
+
+def test_another_data_set_s_evaluation_is_no_seed(tmp_path):
+    for name in ("a", "b"):
+        rows = [entry("natural", 0.5), entry("pgd20", 0.3, "8/255")]
+        rows += [entry("natural", 0.1, data="other")] * (name == "b")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(dict(results=rows)))
+    both = [Row("claim", name, [tmp_path / name]) for name in ("a", "b")]
+    assert [[set(m) for m in line.measured] for line in lines_of(both)] == [[{"natural", "pgd20"}]] * 2
+
+
+def measured(cell, **shares):
+    run = {a: Measured("cifar10", 1000, a, "Linf", 8 / 255, share, {}) for a, share in shares.items()}
+    return Line(cell, [run], [])
+
+
+def test_numbers_in_cells_are_drawn_as_curves_and_others_as_points():
+    swept = [measured(cell, natural=0.6, pgd20=0.3, worst=0.25) for cell in ("k/256", "k/16", "T/0.1", "T/0.2")]
+    assert list(drawn("figure2", swept)) == ["-k", "-T"]
+    axes = drawn("figure2", swept)["-k"].axes[0]
+    assert axes.get_xscale() == "log"
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[16, 256]] * 3
+    points = drawn("table4", [measured("cifar100/KD", natural=0.3, pgd7=0.1), measured("cifar100/ARD")])
+    assert points[""].axes[0].get_ylabel() == "robust accuracy, pgd7"
+    assert drawn("table4", [measured("cifar100/KD")]) == {}
+    assert list(drawn("mine", [measured("k/1.2.3", natural=0.3, worst=0.1)])) == [""]
+
+
+def test_means_and_spreads_stand_beside_the_paper_s():
+    line = measured("ARD", natural=0.5, worst=0.2)._replace(theirs=[79.49, 51.21], costs=[1e14, 1.1e14])
+    line.measured.append({**line.measured[0], "natural": measured("", natural=0.6).measured[0]["natural"]})
+    table = beside("claim", [line, Line("KD", [], [])])
+    ours = ["55.00 ± 7.07", "20.00 ± 0.00", "2", "105"]
+    assert [cell.text for cell in table.rows[0]] == ["ARD", *ours, "79.49", "51.21"]
+    assert [cell.text for cell in table.rows[1]] == ["KD", "–", "–", "–", "–", "–", "–"]
+
+
+def test_a_number_that_an_audit_doubts_says_so():
+    line = measured("ARD", natural=0.5, worst=0.2)
+    line.measured[0]["worst"] = line.measured[0]["worst"]._replace(row=dict(verdict="SUSPECT"))
+    assert [cell.note for cell in beside("claim", [line]).rows[0][:3]] == ["", "", "unverified"]
