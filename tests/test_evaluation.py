@@ -310,3 +310,19 @@ def test_results_of_other_images_are_kept_beside(tmp_path):
     assert add(0.3, data_sha256="b") == [0.2, 0.3]
     assert add(0.4, data_sha256="a") == [0.3, 0.4]
     assert add(0.5, data_sha256="b", attack="fgsm") == [0.3, 0.4, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (lambda x: (x.flatten(1), x), "must return logits .*: tuple"),
+        (lambda x: x.flatten(1).argmax(1), "must return logits .*: torch.int64"),
+        (torch.nn.Conv2d(3, 4, 1), r"does not take these images: \(1, 1, 4, 4\): RuntimeError"),
+    ],
+)
+def test_what_is_no_classifier_of_these_images_is_refused(network, says):
+    class Net(torch.nn.Module):
+        forward = staticmethod(network)
+
+    with pytest.raises(InputError, match=says):
+        evaluate(Net(), (torch.rand(3, 1, 4, 4), torch.arange(3)))

@@ -119,7 +119,7 @@ def check(commands: Sequence[list[str]]) -> None:
             values = plain(training_parser(command, method).read(words))
             free = FREE | PATHS | ({"epochs", "milestones"} if "cost_of" in typed else set())
             free |= {"precision"} if values["precision"] == "auto" else set()
-            check_options(out, {name: values[name] for name in typed - {"config"}}, free)
+            check_options(out, {name: values[name] for name in typed & values.keys()}, free)
 
 
 def script(name: str, folder: str) -> Path:

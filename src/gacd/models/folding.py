@@ -84,7 +84,9 @@ def _twin(model: nn.Module, x: Tensor) -> Twin | None:
     pairs = _convolutions_before_batch_norms(model, x)
     if not _faithful(model, pairs, x):
         pairs = [pair for pair in pairs if _faithful(model, [pair], x)]
-    return Twin(model, pairs) if _faithful(model, pairs, x) else None
+        if not _faithful(model, pairs, x):
+            return None
+    return Twin(model, pairs)
 
 
 def _faithful(model: nn.Module, pairs: list[tuple[str, str]], x: Tensor) -> bool:
