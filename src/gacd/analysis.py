@@ -254,5 +254,5 @@ def share(mask: Tensor) -> float:
 
 
 def rounded(matrix: Tensor) -> list[list[float]]:
-    """As JSON keeps a matrix: to four decimals."""
-    return [[round(value, 4) for value in row] for row in matrix.tolist()]
+    """As JSON keeps a matrix: to six decimals."""
+    return [[round(value, 6) for value in row] for row in matrix.tolist()]
