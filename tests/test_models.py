@@ -103,6 +103,25 @@ def test_channels_last_bfloat16_and_gradients(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_gradients_are_channels_last_where_images_are(name):
+    """Where one is not, every operation that meets it takes several times as long."""
+    model, formats = trained(name).to(memory_format=torch.channels_last), []
+
+    def watched(x):
+        x.register_hook(lambda g: formats.append(g.is_contiguous(memory_format=torch.channels_last)))
+        return x
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda module, inputs: (watched(inputs[0]),))
+    maps = model.maps
+    model.maps = lambda x: watched(maps(x))
+    x = torch.rand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    model(x).square().sum().backward()
+    assert len(formats) > 8 and all(formats)
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_normalises_inside(name):
     model, x = trained(name), torch.rand(2, 3, 16, 16)
     bare = build(name).eval()

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import InputError
 
@@ -42,7 +43,8 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0,1] -> the penultimate features (B, feature_dim)."""
-        return self.maps((x - self.mean) / self.std).mean((2, 3))
+        maps = self.maps((x - self.mean) / self.std)
+        return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(1)  # so that the gradient is channels_last too
 
     def maps(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> the last feature maps (B, feature_dim, h, w)."""
@@ -114,7 +116,8 @@ def _floats(values: Tensor) -> list[float]:
 class Thinned(nn.Conv2d):
     """A 1x1 convolution, without bias, of every so manieth pixel: what nn.Conv2d(c_in, c_out, 1, every) computes.
 
-    On AVX2 processors torch 2.13 writes the weights' gradient of that one past its end where c_in < 8.
+    On AVX2 processors torch 2.13 writes the weights' gradient of that one past its end where c_in < 8. And unlike a
+    slice's, a pooling's gradient is channels_last where x is.
     """
 
     def __init__(self, c_in: int, c_out: int, every: int):
@@ -122,4 +125,4 @@ class Thinned(nn.Conv2d):
         self.every = every
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:, :, :: self.every, :: self.every])
+        return super().forward(F.avg_pool2d(x, 1, self.every))
