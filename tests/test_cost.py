@@ -84,7 +84,10 @@ def test_equal_cost_over_a_chain(tmp_path, monkeypatch, capsys):
     assert "nothing is left of the cost of a" in capsys.readouterr().err
     assert main(["train", "standard", "--data", "digits", "--epochs", "3", *QUICK, "--out", "d"]) == 0
     assert main(["train", "pgdat", "--steps", "1", "--init", "d", "--cost-of", "a", *QUICK[2:], "--out", "e"]) == 0
-    chain = json.loads((tmp_path / "e" / "run.json").read_text())["cost"]
+    told = json.loads((tmp_path / "e" / "run.json").read_text())
+    common = dict(model="resnet8-x0.25", teacher=None, data="digits")
+    assert told["stages"] == [dict(method=name, **common) for name in ("standard", "pgdat")]
+    chain = told["cost"]
     assert chain["epochs"] == 4  # (30 - 9) / 5
     assert cost.spent(tmp_path / "e") == pytest.approx(cost.spent(tmp_path / "a"), rel=0.05)
     assert main(["train", "standard", "--data", "digits", "--cost-of", "nowhere", *QUICK, "--out", "f"]) == 1

@@ -15,6 +15,7 @@ from gacd import checkpoint, cli, reproduce
 from gacd.cli import main
 from gacd.errors import InputError, UsageError
 from gacd.models import build
+from gacd.paper import PAPER
 from gacd.recipe import RECIPES, Task, check, expand, missing
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.sh") if path.stem not in ("common", "demo"))
@@ -48,7 +49,7 @@ def test_every_line_parses(name, preset, monkeypatch):
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_cell_of_the_paper_has_a_row(preset):
-    paper = json.loads(reproduce.PAPER.read_text())
+    paper = json.loads(PAPER.read_text())
     for table in paper:
         cells = {row.cell for row in lines(table, preset)[1] if row.table == table}
         ours = {cell for cell in paper[table]["cells"] if not (preset.stem == "small" and cell.startswith("stl10/"))}
@@ -56,7 +57,7 @@ def test_every_cell_of_the_paper_has_a_row(preset):
 
 
 def test_the_paper_s_tables_are_the_paper_s():
-    paper = json.loads(reproduce.PAPER.read_text())
+    paper = json.loads(PAPER.read_text())
     assert {name: len(paper[name]["cells"]) for name in ("table1", "table2", "table3", "table4")} == dict(
         table1=24, table2=24, table3=4, table4=8
     )

@@ -63,6 +63,7 @@ class Run:
         measured: the evaluations of the weights that a reader takes.
         log: rows of metrics.jsonl.
         starts: of the training, from run.json.
+        stages: likewise, from the first on.
         warning: what is missing or damaged, in a line.
     """
 
@@ -74,6 +75,7 @@ class Run:
     measured: list[Measured] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     starts: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[Any] = field(default_factory=list)
     warning: str = ""
 
     @property
@@ -175,8 +177,10 @@ def read(path: Path, name: str) -> Run:
         run.warning = "no readable config.yaml"
     run.model = str(run.options.get("model") or "")
     run.log = list(_log(path / "metrics.jsonl"))
-    starts = story(path).get("starts")
+    told = story(path)
+    starts, stages = told.get("starts"), told.get("stages")
     run.starts = [row for row in starts if isinstance(row, dict)] if isinstance(starts, list) else []
+    run.stages = stages if isinstance(stages, list) else []
     try:
         measured = _evaluations(run)
         weights, sha256 = _weights(path) or [measured[-1].row.get(key) for key in ("weights", "sha256")]

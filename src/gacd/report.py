@@ -12,7 +12,7 @@ import jinja2
 import torch
 from markupsafe import Markup
 
-from gacd import checkpoint, claim, figures, records, tables
+from gacd import checkpoint, claim, figures, paper, records, tables
 from gacd import data as datasets
 from gacd.attacks import evaluating, pgd
 from gacd.cli import Ratio
@@ -116,8 +116,11 @@ def accuracies(section: Section) -> Table:
     columns += [Column(name, True) for name in (*section.attacks, "worst")]
     worst = len(columns) - 1
     columns += [Column("95 % interval", True, ("low", "high")), Column("n", True), Column("audits")]
+    usual = section.threat == ("Linf", Ratio("8/255"))
+    theirs = [paper.of(line.run.stages, section.data) if usual else None for line in section.lines]
+    columns += [Column(f"paper: {name}", True) for name in ("natural", "pgd20") if any(theirs)]
     rows = []
-    for line in section.lines:
+    for line, published in zip(section.lines, theirs, strict=True):
         run = line.run
         sources = {"from": run.options.get("init"), "by": run.options.get("teacher")}
         note = " ".join(f"{word} {_last(source)}" for word, source in sources.items() if source)
@@ -125,9 +128,12 @@ def accuracies(section: Section) -> Table:
         size = Cell(f"{run.parameters:,}", (float(run.parameters),)) if run.parameters else Cell(MISSING)
         shares = [_share(m) for m in (line.natural, *map(line.attacks.get, section.attacks), line.worst)]
         found = [_interval(line.worst), _plain(line.n), _verdict(list(line.attacks.values()))]
+        found += [tables.number(value) for value in (published or (None, None)) if any(theirs)]
         rows.append([Cell(run.name), method, Cell(run.model), size, *shares, *found])
     differ = len({line.n for line in section.lines}) > 1
     note = NOTE + (" The runs differ in n: their rows are not directly comparable." if differ else "")
+    if any(theirs):
+        note += " Paper: what the GACD paper reports for the same networks, method and data."
     if any(m.suspect for line in section.lines for m in line.attacks.values()):
         note += " SUSPECT is an unverified upper bound: results.json says why."
     return Table(section.title, columns, tables.best(rows, columns=(4, worst)), note)

@@ -1,6 +1,5 @@
 """The paper's tables and figures: what is missing of their recipes is run, and our numbers shown beside the paper's."""
 
-import json
 import os
 import re
 import shlex
@@ -11,20 +10,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean as mean_of
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
-from gacd import checkpoint, cost, figures, records, report, tables
+from gacd import checkpoint, cost, figures, paper, records, report, tables
 from gacd.errors import GacdError, InputError, Stopped, UsageError
 from gacd.groups import Mean, mean, mean_point
 from gacd.recipe import Row, Task, check, expand, makes, missing, script
 from gacd.records import Measured
 from gacd.sections import Line as Evaluated
 from gacd.sections import sections
-
-PAPER = Path(__file__).parent / "paper.json"
 
 
 def reproduce(
@@ -205,7 +202,7 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
         found = [[line for part in parts if (line := part.line(runs[path]))] for path in row.runs if path in runs]
         measured = [_measured(of_run[0]) for of_run in found if of_run]
         costs = [spent for path in row.runs if (spent := cost.spent(path)) is not None]
-        lines.append(Line(row.cell, measured, _paper(row.table)["cells"].get(row.cell, []), costs))
+        lines.append(Line(row.cell, measured, paper.table(row.table)["cells"].get(row.cell, []), costs))
     return lines
 
 
@@ -216,7 +213,7 @@ def _measured(line: Evaluated) -> dict[str, Measured]:
 
 def beside(name: str, lines: Sequence[Line]) -> tables.Table:
     """Our accuracies in per cent and costs, means over seeds, beside the paper's; what was not measured stays empty."""
-    about = _paper(name)
+    about = paper.table(name)
     attacks = list(dict.fromkeys(a for line in lines for measured in line.measured for a in measured)) or ["natural"]
     columns = [tables.Column(""), *(tables.Column(attack, True, ("mean", "sd")) for attack in attacks)]
     columns += [tables.Column("seeds", True), tables.Column("1e12 operations", True)]
@@ -236,7 +233,7 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
 
 def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
     """Cells such as k/16 as curves over k, named "-k"; other cells as robust against natural accuracy, named ""."""
-    attack = "worst" if any(line.mean("worst") for line in lines) else _paper(name)["attack"]
+    attack = "worst" if any(line.mean("worst") for line in lines) else paper.table(name)["attack"]
     shown = [line for line in lines if line.mean("natural") and line.mean(attack)]
     matches = [re.fullmatch(r"(\w+)/(\d+\.?\d*)", line.cell) for line in shown]
     if not all(matches):
@@ -260,11 +257,6 @@ def _point(measured: dict[str, Measured], attack: str) -> figures.Point | None:
         return None
     robust = measured[attack]
     return figures.Point(measured["natural"].accuracy, robust.accuracy, *robust.interval)
-
-
-def _paper(table: str) -> dict[str, Any]:
-    known = json.loads(PAPER.read_text(encoding="utf-8"))
-    return known.get(table, dict(title=table, attack="pgd20", cells={}))
 
 
 def _share(found: Mean | None) -> tables.Cell:

@@ -168,12 +168,22 @@ def check_options(out: Path, options: dict[str, Any], free: set[str]) -> None:
         raise UsageError(f"the run was started with other options: {what}", out, "give those, or another --out")
 
 
-def began(out: Path, cost: dict[str, Any], precision: str) -> None:
-    """Notes in run.json what a training costs, and when, where and by which versions it was started or resumed."""
+def began(out: Path, cost: dict[str, Any], precision: str, stage: dict[str, Any], init: str | None) -> None:
+    """Notes in run.json what a training is, what it costs, and when, where and by what it was started or resumed.
+
+    Args:
+        out: run directory.
+        cost: from `cost.price`.
+        precision: chosen.
+        stage: "method", "model", "teacher" (its network, or None) and "data".
+        init: source of the weights that it starts from; if a run, its stages come before this one.
+    """
     if ranks.rank() == 0:
         start = dict(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), precision=precision, **provenance())
-        starts = [*story(out).get("starts", []), start]
-        _tell(out, dict(format=1, cost=cost, starts=starts))
+        told = story(out)
+        starts = [*told.get("starts", []), start]
+        before = [] if init is None else story(Path(init)).get("stages", [{}])  # {}: nobody knows
+        _tell(out, dict(format=1, stages=told.get("stages", [*before, stage]), cost=cost, starts=starts))
 
 
 def ended(out: Path) -> None:
