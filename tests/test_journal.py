@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 from gacd import checkpoint, noise
 from gacd.errors import Locked
@@ -117,6 +118,39 @@ def test_killed_at_random_moments_forty_times(network, tmp_path):
             kills += process.exitcode == -signal.SIGKILL
         assert torch.equal(masks(network, journal=Journal(folder, {})), whole)
         assert len(Journal(folder, {}).witnesses()[0]) == int((whole[0] & ~whole.all(0)).sum())
+
+
+class Dies(Journal):
+    """Its process is killed at the first verdicts that it notes of a stage."""
+
+    def __init__(self, folder, stage):
+        super().__init__(folder, {})
+        self.stage = stage
+
+    def note(self, attack, stage, *found):
+        super().note(attack, stage, *found)
+        if stage == self.stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_cascade_killed_in_each_of_its_stages(network, tmp_path):
+    torch.manual_seed(0)
+    x = network[1][:20]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    few, options = (model, x, model(x).argmax(1)), dict(attacks=["cascade"], chunk=16, eps=0.05)
+
+    def attack(stage):
+        torch.set_num_threads(1)
+        masks(few, journal=Dies(tmp_path, stage), **options)
+
+    for stage in range(4):
+        process = multiprocessing.get_context("fork").Process(target=attack, args=(stage,))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        journal = Journal(tmp_path, {})
+        assert [len(journal.recall("cascade", i)[0]) > 0 for i in range(4)] == [i <= stage for i in range(4)]
+    assert torch.equal(masks(few, journal=journal, **options), masks(few, **options))
 
 
 @pytest.mark.parametrize("chunk", [64, 250])
