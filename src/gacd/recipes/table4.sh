@@ -11,14 +11,19 @@ distil ard 0 $ARD --cost-of "$runs/pgdat-0"
 distil gacd 0 $GACD $GACD_FIRST
 
 transfer() { # RUN DATA, and the row's name
-    gacd probe "$1" --data "$2" --size 32 --select natural --out "$OUT/transfer/$3-$2"
-    gacd evaluate "$OUT/transfer/$3-$2" $TRANSFER
-    row table4 "$2/$3" "$OUT/transfer/$3-$2"
+    run=$OUT/transfer/$3-$2
+    case " $TARGETS " in *" $2 "*)
+        gacd probe "$1" --data "$2" --size 32 --select natural --out "$run"
+        gacd evaluate "$run" $TRANSFER ;;
+    esac
+    row table4 "$2/$3" "$run"
 }
-for target in $TARGETS; do
+for target in stl10 cifar100; do # the paper's, run or not
     transfer "$guide" "$target" Teacher
     transfer "$runs/kd-0" "$target" KD
     transfer "$runs/ard-0" "$target" ARD
     transfer "$runs/gacd-0" "$target" GACD
+done
+for target in $TARGETS; do
     transfer "$runs/pgdat-0" "$target" PGD-AT
 done
