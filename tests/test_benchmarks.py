@@ -2,6 +2,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from gacd.models import build
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import contrastive
+import evaluation
 import peers
 import training
 
@@ -118,3 +120,39 @@ def test_training_end_to_end(tmp_path):
     }
     assert all({"images_per_s", "gflops", "share_of_matmul"} <= set(row) for row in result["rows"])
     assert min(result["ard_speedup"], result["ard_speedup_float32"]) > 0
+
+
+def test_sides_are_compared_with_the_peer_image_by_image():
+    peer, ours = torch.tensor([True, True, False, False, True]), torch.tensor([True, False, False, True, False])
+    sides = evaluation.race({"peer": lambda: peer, "gacd": lambda: ours}, "peer", 3)["sides"]
+    assert [sides["peer"]["robust"], sides["gacd"]["robust"]] == [pytest.approx(0.6), pytest.approx(0.4)]
+    assert [sides["gacd"]["only_peer_beats"], sides["gacd"]["only_gacd_beats"]] == [[3], [1, 4]]
+    assert [len(sides[name]["seconds"]) for name in sides] == [3, 3]
+    assert sides["gacd"]["speedup"] == sorted(sides["peer"]["seconds"])[1] / sorted(sides["gacd"]["seconds"])[1]
+
+
+def test_evaluation_end_to_end(tmp_path, monkeypatch, taught):
+    """Beside a peer that attacks nothing: what it calls robust is what the network knows."""
+
+    class PGD:
+        def __init__(self, model, *, eps, alpha, steps):
+            assert (eps, alpha, steps) == (8 / 255, 2 / 255, 20)
+
+        def __call__(self, x, y):
+            return x
+
+    monkeypatch.setitem(sys.modules, "torchattacks", SimpleNamespace(PGD=PGD))
+    out, source = tmp_path / "evaluation.json", str(taught / "a")
+    out.write_text(json.dumps(dict(rate="of an earlier run")))
+    sizes = ["--n", "90", "--batch", "40", "--rounds", "1", "--threads", str(torch.get_num_threads())]
+    evaluation.main(["--parts", "pgd", "--networks", source, *sizes, "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert result["rate"] == "of an earlier run"
+    assert {"command", "commit", "device", "versions", "threads"} <= set(result["pgd"])
+    (row,) = result["pgd"]["networks"]
+    model, split = evaluation.opened(source, 90)
+    natural = (model(split.images / 255).argmax(1) == split.labels).double().mean()
+    assert (row["network"], row["n"], row["sides"]["torchattacks"]["robust"]) == (source, 90, float(natural))
+    ours = [side for name, side in row["sides"].items() if name.startswith("gacd")]
+    assert len(ours) == len(evaluation.precisions())
+    assert all(side["robust"] < natural and not side["only_peer_beats"] and side["only_gacd_beats"] for side in ours)
