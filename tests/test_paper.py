@@ -39,6 +39,7 @@ def test_teachers_are_found_on_their_own_data():
         [stage("standard")],
         [stage("kd", "resnet8", "resnet18")],
         [stage("kd", "resnet18", "resnet20")],
+        [stage("kd", "mobilenetv2-x0.5", "resnet18")],  # the paper's on CIFAR-100
         [stage("rslad", "resnet18", "resnet18")],
         [stage("kd", "resnet18", "resnet18", "cifar100")],  # evaluated on other images than it was trained on
         [stage("gacd", "resnet18", "resnet18"), stage("trades")],

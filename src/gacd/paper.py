@@ -37,7 +37,9 @@ def of(stages: Sequence[Any], data: str) -> tuple[float, float] | None:
 def _row(stages: Sequence[Any]) -> str:
     """teacher/student/method, or the network alone if nobody taught it; "" for what the paper has not."""
     *before, last = stages
-    taught, model = last["teacher"], last["model"].replace("mobilenetv2-x0.5", "mobilenetv2")
+    taught, model = last["teacher"], last["model"]
+    if (model, last["data"]) == ("mobilenetv2-x0.5", "cifar100"):  # CRD's, as in the preset paper
+        model = "mobilenetv2"
     if not before:
         return f"{taught}/{model}/{last['method']}" if taught else model if last["method"] != "standard" else ""
     tuned = last["method"] == "pgdat" and not taught and len(before) == 1 and last["model"] == before[0]["model"]
