@@ -20,6 +20,7 @@ from gacd import ranks
 from gacd.attacks import check_threat
 from gacd.attacks.loop import evaluating
 from gacd.attacks.names import parse_attack, searches
+from gacd.attacks.official import Official
 from gacd.attacks.pool import Fetch, sweep
 from gacd.attacks.search import Search
 from gacd.errors import InputError, NotFinite
@@ -30,6 +31,7 @@ from gacd.models.folding import attackable
 STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs
 # Rows at most, on a CPU, of attacks in stages: few images reach the long ones, and rows without one are computed too.
 SURVIVORS = 16
+DOUBTFUL = 4  # likewise, of images attacked once more in float32: one or two of a hundred
 
 
 def evaluate(
@@ -96,21 +98,24 @@ def evaluate(
         natural = logits if whole else logits.new_zeros(len(y), logits.shape[1]).index_copy_(0, mine, logits)
         correct = torch.zeros(len(y), dtype=torch.bool).index_copy_(0, mine, logits.argmax(1) == y[mine])
         result.record("natural", correct, began)
+        margin = margin_loss(natural, y)
         judge = partial(_judged, model, quick, fetch=fetch)
         threat: dict[str, Any] = dict(norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1])
         for name, (stages, written) in {name: searches(name, **threat) for name in names}.items():
             began = time.perf_counter()
             robust, judged, told = correct.clone(), 0, 0
             rows = chunk if len(stages) == 1 or device.type != "cpu" else min(chunk, SURVIVORS)
+            again = rows if device.type != "cpu" else min(rows, DOUBTFUL)
             for block in mine.split(len(mine) if len(stages) == 1 else 8 * chunk):
                 for number, stage in enumerate(stages):
                     known, right = journal.recall(name, number)
                     robust[known] &= right
                     ahead = robust.index_fill(0, known, False)
                     which = block[ahead[block]]
-                    # Those that last longest come first: nothing refills the chunk as its last images drop out.
-                    which = which[margin_loss(natural[which], y[which]).argsort(stable=True)]
-                    for where, right, x_adv in judge(stage, which=which, chunk=rows, context=search):
+                    if not isinstance(stage, Official):
+                        # Those that last longest come first: nothing refills the chunk as its last images drop out.
+                        which = which[margin[which].argsort(stable=True)]
+                    for where, right, x_adv in judge(stage, which=which, chunk=rows, again=again, context=search):
                         robust[where] = right
                         journal.note(name, number, where, right, x_adv)
                         if len(stages) == 1:
@@ -243,25 +248,27 @@ def _judged(
     fetch: Fetch,
     which: Tensor,
     chunk: int,
+    again: int,
     context: Callable[[], AbstractContextManager],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
 
-    What only the search's precision saw beaten is attacked once more, in float32.
+    What only the search's precision saw beaten, or could not tell from it, is attacked once more, in float32, in
+    chunks of `again`.
     """
     doubtful = torch.zeros(int(which.max()) + 1 if len(which) else 0, dtype=torch.bool)
-    for precision in (context, nullcontext):
+    for precision, rows in ((context, chunk), (nullcontext, again)):
         held: list[tuple[Tensor, Tensor, Tensor]] = []
-        for block in chain(sweep(search, quick, fetch, which, chunk, precision), [None]):
+        for block in chain(sweep(search, quick, fetch, which, rows, precision), [None]):
             held += [block] if block else []
             waiting = sum(len(where) for where, _, _ in held)
-            if not waiting or (block and waiting < chunk):
+            if not waiting or (block and waiting < rows):
                 continue
             where, x_adv, seen = (torch.cat(parts) for parts in zip(*held, strict=True))
-            held = [(where[chunk:], x_adv[chunk:], seen[chunk:])] if waiting > chunk else []
-            where, seen = where[:chunk], seen[:chunk]
-            x_adv = x_adv[:chunk].contiguous(memory_format=torch.channels_last)
-            right = _logits(model, x_adv.__getitem__, len(where), chunk).argmax(1) == fetch(where)[1].cpu()
+            held = [(where[rows:], x_adv[rows:], seen[rows:])] if waiting > rows else []
+            where, seen = where[:rows], seen[:rows]
+            x_adv = x_adv[:rows].contiguous(memory_format=torch.channels_last)
+            right = _logits(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
             sure = ~(seen & right) if precision is not nullcontext else torch.ones_like(right)
             doubtful[where[~sure]] = True
             yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]

@@ -15,6 +15,7 @@ from gacd.losses import margin_loss
 # (positions (B,)) -> images (B,C,H,W), labels (B,), natural logits (B,K), on the device
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 BEATEN = 1e-4  # by more than rounding, relative to the largest logit
+UNSURE = 2**-7  # likewise, what bfloat16's rounding may hide
 
 
 def sweep(
@@ -36,7 +37,8 @@ def sweep(
         context: of the forwards, such as autocast.
 
     Yields:
-        Positions (b,), the images found for them (b,C,H,W), and whether the search saw them beaten, (b,) bool.
+        Positions (b,), the images found for them (b,C,H,W), and whether the search saw them beaten, or so near to it
+        that in bfloat16 it could not have told, (b,) bool.
     """
     if isinstance(search, Official):
         for where in which.split(chunk):
@@ -44,7 +46,7 @@ def sweep(
             yield where, search.attack(model, x, y), torch.zeros(len(where), dtype=torch.bool)
         return
     pool: Rows = {}
-    where = torch.full((chunk,), -1)
+    where, unsure = torch.full((chunk,), -1), torch.zeros(chunk, dtype=torch.bool)
     ahead = 0
     for turn in cycle(range(len(search.needs))):
         free = (where < 0).nonzero()[:, 0]
@@ -52,7 +54,7 @@ def sweep(
             new = which[ahead : ahead + len(free)]
             ahead += len(new)
             slots = free[: len(new)]
-            where[slots] = new
+            where[slots], unsure[slots] = new, False
             _put(pool, slots, _rows(search, fetch, new), chunk)
         active = where >= 0
         if not active.any() and ahead >= len(which):
@@ -60,8 +62,9 @@ def sweep(
         with context():
             logits, value, gradient = ask(search, model, pool)
         largest = logits.float().abs().amax(1)
-        beaten = (margin_loss(logits, pool["y"]) > BEATEN * largest) & search.candidates(pool)
-        beaten = beaten.cpu() & active
+        margin, counts = margin_loss(logits, pool["y"]), search.candidates(pool)
+        beaten = ((margin > BEATEN * largest) & counts).cpu() & active
+        unsure |= ((margin > -UNSURE * largest) & counts).cpu()
         if beaten.any():  # before the step moves them
             yield where[beaten], pool["z"][beaten].clone(), torch.ones(int(beaten.sum()), dtype=torch.bool)
             where[beaten] = -1
@@ -70,7 +73,7 @@ def sweep(
             pool["t"] = pool["t"] + 1
         over = (pool["t"] >= search.steps).cpu() & (where >= 0)
         if over.any():
-            yield where[over], search.found(pool)[over], torch.zeros(int(over.sum()), dtype=torch.bool)
+            yield where[over], search.found(pool)[over], unsure[over]
             where[over] = -1
 
 
