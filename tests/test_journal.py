@@ -146,7 +146,7 @@ def test_cascade_killed_in_each_of_its_stages(network, tmp_path):
     for stage in range(4):
         process = multiprocessing.get_context("fork").Process(target=attack, args=(stage,))
         process.start()
-        process.join()
+        process.join(600)
         assert process.exitcode == -signal.SIGKILL
         journal = Journal(tmp_path, {})
         assert [len(journal.recall("cascade", i)[0]) > 0 for i in range(4)] == [i <= stage for i in range(4)]

@@ -13,8 +13,9 @@ OURS = {"ResNet-18": "resnet18", "WRN-34-10": "wrn-34-10", "MobileNetV2": "mobil
 OURS |= {"ResNet-32": "resnet32", "WRN-40-2": "wrn-40-2", "WRN-16-2": "wrn-16-2"}
 
 
-def stage(method="pgdat", model="resnet18", teacher=None, data="cifar10"):
-    return dict(method=method, model=model, teacher=teacher, data=data)
+def stage(method="pgdat", model="resnet18", teacher=None, data="cifar10", weights=""):
+    usual = dict(gacd="probability", ard="none").get(method if isinstance(method, str) else "")
+    return dict(method=method, model=model, teacher=teacher, data=data, weights=usual if weights == "" else weights)
 
 
 @pytest.mark.parametrize(("name", "data"), [("table1", "cifar10"), ("table2", "cifar100")])
@@ -37,6 +38,10 @@ def test_teachers_are_found_on_their_own_data():
     [
         [],
         [stage("standard")],
+        [stage("./mine.py")],
+        [stage("gacd", "resnet18", "resnet18", weights="none")],
+        [stage("ard", "resnet18", "resnet18", weights="probability"), stage()],
+        [stage(model=["resnet18"])],
         [stage("kd", "resnet8", "resnet18")],
         [stage("kd", "resnet18", "resnet20")],
         [stage("kd", "mobilenetv2-x0.5", "resnet18")],  # the paper's on CIFAR-100
@@ -55,6 +60,7 @@ def test_teachers_are_found_on_their_own_data():
 def test_other_runs_have_none(stages):
     assert paper.of(stages, "cifar10") is None
     assert paper.of([stage(data="digits")], "digits") is None
+    assert paper.of([stage("kd", "mobilenetv2", "resnet56", "cifar100")], "cifar100") is None  # twice CRD's width
 
 
 def test_the_report_has_them_beside_the_runs_that_they_belong_to(tmp_path):

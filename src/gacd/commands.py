@@ -108,8 +108,9 @@ def train(
         remember(run, plain(options), FREE)
         say.print("  ".join(f"{k} {v}" for k, v in plain(options).items() if v is not None), markup=False, style="dim")
         say.print(f"a step costs {price['forwards']:.1f} forwards of the student an image", style="dim")
-        teaches = getattr(guide.model, "name", teacher) if guide else None
-        began(run, price, chosen, dict(method=method, model=student.name, teacher=teaches, data=data), init)
+        teaches = guide.model.name if guide and isinstance(guide.model, models.Classifier) else teacher
+        stage = dict(method=method, model=student.name, teacher=teaches, data=data)
+        began(run, price, chosen, stage | dict(weights=method_options.get("weights")), init)
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
             if not built.trains_head:

@@ -118,7 +118,8 @@ def accuracies(section: Section) -> Table:
     columns += [Column("95 % interval", True, ("low", "high")), Column("n", True), Column("audits")]
     usual = section.threat == ("Linf", Ratio("8/255"))
     theirs = [paper.of(line.run.stages, section.data) if usual else None for line in section.lines]
-    columns += [Column(f"paper: {name}", True) for name in ("natural", "pgd20") if any(theirs)]
+    known = any(theirs)
+    columns += [Column(f"paper: {name}", True) for name in ("natural", "pgd20") if known]
     rows = []
     for line, published in zip(section.lines, theirs, strict=True):
         run = line.run
@@ -128,12 +129,12 @@ def accuracies(section: Section) -> Table:
         size = Cell(f"{run.parameters:,}", (float(run.parameters),)) if run.parameters else Cell(MISSING)
         shares = [_share(m) for m in (line.natural, *map(line.attacks.get, section.attacks), line.worst)]
         found = [_interval(line.worst), _plain(line.n), _verdict(list(line.attacks.values()))]
-        found += [tables.number(value) for value in (published or (None, None)) if any(theirs)]
+        found += [tables.number(value) for value in (published or (None, None)) if known]
         rows.append([Cell(run.name), method, Cell(run.model), size, *shares, *found])
     differ = len({line.n for line in section.lines}) > 1
     note = NOTE + (" The runs differ in n: their rows are not directly comparable." if differ else "")
-    if any(theirs):
-        note += " Paper: what the GACD paper reports for the same networks, method and data."
+    if known:
+        note += " Paper: what the GACD paper reports for these networks, method and data, whatever the schedule."
     if any(m.suspect for line in section.lines for m in line.attacks.values()):
         note += " SUSPECT is an unverified upper bound: results.json says why."
     return Table(section.title, columns, tables.best(rows, columns=(4, worst)), note)

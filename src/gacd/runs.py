@@ -175,15 +175,15 @@ def began(out: Path, cost: dict[str, Any], precision: str, stage: dict[str, Any]
         out: run directory.
         cost: from `cost.price`.
         precision: chosen.
-        stage: "method", "model", "teacher" (its network, or None) and "data".
+        stage: "method", "model", "teacher" (its network, or None), "data", and the method's "weights", if it has any.
         init: source of the weights that it starts from; if a run, its stages come before this one.
     """
     if ranks.rank() == 0:
         start = dict(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), precision=precision, **provenance())
-        told = story(out)
-        starts = [*told.get("starts", []), start]
-        before = [] if init is None else story(Path(init)).get("stages", [{}])  # {}: nobody knows
-        _tell(out, dict(format=1, stages=told.get("stages", [*before, stage]), cost=cost, starts=starts))
+        starts = [*story(out).get("starts", []), start]
+        before = [] if init is None else story(Path(init)).get("stages")
+        before = before if isinstance(before, list) else [{}]  # nobody knows
+        _tell(out, dict(format=1, stages=[*before, stage], cost=cost, starts=starts))
 
 
 def ended(out: Path) -> None:

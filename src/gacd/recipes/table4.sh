@@ -18,7 +18,7 @@ transfer() { # RUN DATA, and the row's name
     esac
     row table4 "$2/$3" "$run"
 }
-for target in stl10 cifar100; do # the paper's, run or not
+for target in stl10 cifar100; do # the paper's two, run if they are among the preset's
     transfer "$guide" "$target" Teacher
     transfer "$runs/kd-0" "$target" KD
     transfer "$runs/ard-0" "$target" ARD
