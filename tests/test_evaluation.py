@@ -1,7 +1,6 @@
 """Accuracy per image: worst cases, chunks, order, and a linear network whose robustness is known exactly."""
 
 import math
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -282,27 +281,23 @@ def test_logits_that_are_not_finite_are_refused():
 
 def test_what_the_search_cannot_tell_from_beaten_is_attacked_in_float32():
     class Coarse(nn.Module):
-        """Right by 0.01 and 0.31 of its logits; a coarse search sees a tie, and no gradient, at the first."""
+        """Right by 0.01 and 0.31 of its logits; under autocast a tie, without gradient, at the first."""
 
-        coarse, attacked = False, ()
+        attacked = ()
 
         def forward(self, x):
-            if x.requires_grad and not self.coarse:
+            coarse, s = torch.is_autocast_enabled("cpu"), x.mean((1, 2, 3)) - 0.51
+            if x.requires_grad and not coarse:
                 self.attacked += (len(x),)
-            s = x.mean((1, 2, 3)) - 0.51
-            s = (s * 16).round().detach() / 16 + 0 * s if self.coarse else s
+            s = (s * 16).round().detach() / 16 + 0 * s if coarse else s
             return torch.stack([torch.ones_like(s), 1 + s], 1)
 
-    @contextmanager
-    def coarsely():
-        model.coarse = True
-        yield
-        model.coarse = False
-
-    model, x = Coarse().eval(), torch.tensor([0.5, 0.2]).view(2, 1, 1, 1).expand(2, 1, 16, 16).repeat(5, 1, 1, 1)
-    data = x, torch.zeros(10, dtype=torch.int64)
-    assert evaluate(model, data, ["pgd3"], eps=0.1, search=coarsely).correct["pgd3"].tolist() == [False, True] * 5
-    assert set(model.attacked) == {4}  # not all ten rows
+    x = torch.tensor([0.5, 0.2]).view(2, 1, 1, 1).expand(2, 1, 16, 16).repeat(5, 1, 1, 1)
+    for enabled, rows in ((True, {4}), (False, {10})):  # what was attacked in float32 is not attacked again
+        model, search = Coarse().eval(), partial(torch.autocast, "cpu", torch.bfloat16, enabled=enabled)
+        result = evaluate(model, (x, torch.zeros(10, dtype=torch.int64)), ["pgd3"], eps=0.1, search=search)
+        assert result.correct["pgd3"].tolist() == [False, True] * 5
+        assert set(model.attacked) == rows
 
 
 def test_a_network_changed_since_it_was_last_evaluated_is_attacked_as_it_is():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ KEYS = ("method", "model", "teacher", "data", "weights")
 
 def table(name: str) -> dict[str, Any]:
     """A table's "title", "attack", perhaps a "note", and "cells": row -> natural and robust accuracy in per cent."""
-    known = json.loads(PAPER.read_text(encoding="utf-8"))
-    return known.get(name, dict(title=name, attack="pgd20", cells={}))
+    return _tables().get(name, dict(title=name, attack="pgd20", cells={}))
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    return json.loads(PAPER.read_text(encoding="utf-8"))
 
 
 def of(stages: Sequence[Any], data: str) -> tuple[float, float] | None:

@@ -15,7 +15,6 @@ from gacd.losses import margin_loss
 # (positions (B,)) -> images (B,C,H,W), labels (B,), natural logits (B,K), on the device
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 BEATEN = 1e-4  # by more than rounding, relative to the largest logit
-UNSURE = 2**-7  # likewise, what bfloat16's rounding may hide
 
 
 def sweep(
@@ -38,7 +37,7 @@ def sweep(
 
     Yields:
         Positions (b,), the images found for them (b,C,H,W), and whether the search saw them beaten, or so near to it
-        that in bfloat16 it could not have told, (b,) bool.
+        that autocast's precision could not tell, (b,) bool.
     """
     if isinstance(search, Official):
         for where in which.split(chunk):
@@ -61,10 +60,11 @@ def sweep(
             return
         with context():
             logits, value, gradient = ask(search, model, pool)
+            near = _near(logits.device.type)
         largest = logits.float().abs().amax(1)
         margin, counts = margin_loss(logits, pool["y"]), search.candidates(pool)
         beaten = ((margin > BEATEN * largest) & counts).cpu() & active
-        unsure |= ((margin > -UNSURE * largest) & counts).cpu()
+        unsure |= ((margin > near * largest) & counts).cpu()
         if beaten.any():  # before the step moves them
             yield where[beaten], pool["z"][beaten].clone(), torch.ones(int(beaten.sum()), dtype=torch.bool)
             where[beaten] = -1
@@ -75,6 +75,11 @@ def sweep(
         if over.any():
             yield where[over], search.found(pool)[over], unsure[over]
             where[over] = -1
+
+
+def _near(device: str) -> float:
+    """The margin that autocast's precision could not tell from beaten, relative to the largest logit."""
+    return -torch.finfo(torch.get_autocast_dtype(device)).eps if torch.is_autocast_enabled(device) else BEATEN
 
 
 def _rows(search: Search, fetch: Fetch, which: Tensor) -> Rows:
