@@ -1,6 +1,7 @@
 """Fixtures of several files."""
 
 import pytest
+from sounds import EPS, trained
 from students import network, save
 
 from gacd import data
@@ -19,3 +20,15 @@ def taught(tmp_path_factory, digits):
     save(root / "a", network("resnet8-x0.25", 1, digits), digits, teacher=str(root / "teacher"))
     save(root / "b", network("resnet8-x0.25", 2, digits), digits, init=str(root / "a"), method="pgdat", teacher=None)
     return root
+
+
+@pytest.fixture(scope="module")
+def sound(digits):
+    """A small network trained on adversarial images for a second."""
+    return trained(digits, "resnet8-x0.25", EPS, epochs=3)
+
+
+@pytest.fixture
+def images(digits):
+    """Sixty test digits and their labels."""
+    return data.pixels(digits.test.images[:60]), digits.test.labels[:60]

@@ -2,80 +2,20 @@
 
 import copy
 import random
-import re
 
 import pytest
 import torch
-from broken import BROKEN, Broken, HalfLogits, HugeLogits, Probabilities, Shattered
+from broken import BROKEN, Broken, HalfLogits, HugeLogits, Probabilities
+from sounds import EPS, finding, fresh, trained, verdicts
 from torch import nn
 
-from gacd import checkpoint, data, noise
-from gacd.attacks import ATTACKS, maximize
+from gacd import checkpoint, noise
 from gacd.attacks.loop import box
-from gacd.audit import FULL, QUICK, Audit, Finding, audit
-from gacd.audits.case import Case
+from gacd.audit import QUICK, Audit, Finding, audit
 from gacd.audits.fresh import Fresh
 from gacd.errors import GacdError, InputError
-from gacd.losses import cross_entropy
-from gacd.models import build
 
-EPS = 0.1
 NAMES = list(QUICK)
-
-
-@pytest.fixture(scope="module")
-def sound(digits):
-    """A small network trained on adversarial images for a second."""
-    return trained(digits, "resnet8-x0.25", EPS, epochs=3)
-
-
-@pytest.fixture
-def images(digits):
-    return data.pixels(digits.test.images[:60]), digits.test.labels[:60]
-
-
-def trained(digits, name, eps, *, epochs=2, seed=0, lr=0.1):
-    model, x, y = fresh(digits, name, seed), data.pixels(digits.train.images), digits.train.labels
-    optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
-    for epoch in range(epochs):
-        for rows in noise.permutation(noise.key(seed, epoch), len(y)).split(64):
-            z, labels = x[rows], y[rows]
-            if eps:
-                model.eval()
-                start = z + eps * (2 * noise.uniform(noise.key(seed, "start"), rows, tuple(z.shape[1:])) - 1)
-                loss = lambda v, labels=labels: cross_entropy(model(v), labels)  # noqa: E731
-                z = maximize(z, loss, eps=eps, step_size=0.8 * eps, steps=2, start=start)
-            model.train()
-            optimiser.zero_grad()
-            cross_entropy(model(z), labels).mean().backward()
-            optimiser.step()
-    return model.eval()
-
-
-def fresh(digits, name, seed):
-    """Random weights, the batch norms' statistics those of the images."""
-    torch.manual_seed(seed)
-    model = build(name, 10, digits.mean, digits.std)
-    with torch.no_grad():
-        for _ in range(20):
-            model(data.pixels(digits.train.images[:200]))
-    return model.eval()
-
-
-def verdicts(model, x, y, *names, norm="Linf", eps=EPS):
-    """Masks and adversarial images as an evaluation would hand them over."""
-    with torch.no_grad():
-        correct, x_adv = {"natural": model(x).argmax(1) == y}, x.clone()
-        for name in names:
-            found = ATTACKS[name](model, x, y, norm=norm, eps=eps, step_size=eps / 4)
-            right = model(found).argmax(1) == y
-            correct[name] = correct["natural"] & right
-            x_adv[~right] = found[~right]
-    return dict(correct=correct, x_adv=x_adv)
-
-
-def finding(result, name):
-    return next(f for f in result.findings if f.name == name)
 
 
 @pytest.mark.parametrize(("kind", "name", "verdict"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
@@ -192,73 +132,6 @@ def test_odd_logits_are_no_trouble_to_a_margin_loss(sound, images, kind):
     result = audit(model, *images, eps=EPS, chunk=30, **verdicts(model, *images, "pgd", "margin"))
     assert finding(result, "logits").outcome == "passed"
     assert "the margin loss breaks" in finding(result, "logits").says
-
-
-def test_the_full_audits_pass_a_sound_network(digits, sound, images):
-    x, y = images
-    given = verdicts(sound, x, y, "pgd", "margin")
-    result = audit(sound, x, y, eps=EPS, chunk=30, **given, teacher=sound, full=True, noises=60)
-    assert [f.name for f in result.findings] == [*NAMES, *FULL]
-    assert not result.troubles
-    assert result.verdict == "TRUSTED"
-
-
-def test_an_l2_ball_is_searched_without_the_square_attack(sound, images):
-    x, y = images
-    result = audit(sound, x[:20], y[:20], norm="L2", eps=0.5, chunk=20, teacher=sound, full=True, noises=20)
-    against = finding(result, "black box, transfer, noise")
-    assert against.outcome == "passed"
-    assert re.search(r"gradients: transfer \d, 20 noises each 0 of \d+$", against.says)  # up to three are luck
-
-
-def test_noise_finds_what_a_shattered_gradient_hides(sound, images):
-    x, y = images
-    result = audit(Shattered(sound).eval(), x[:30], y[:30], eps=EPS, chunk=30, full=True, noises=300)
-    assert finding(result, "black box, transfer, noise").outcome == "suspect"
-    assert result.exit_code == 3
-
-
-def alone(name, model, images, **threat):
-    """One audit's outcome and sentence, without the others."""
-    x, y = images
-    threat = dict(norm="Linf", eps=EPS, step_size=EPS / 4, chunk=60, seed=0, teacher=None, noises=0) | threat
-    kind = (QUICK | FULL)[name]
-    passed, says, _ = kind.look(Case(model.eval(), x, y, given=None, given_x_adv=None, fresh=None, **threat))
-    return "passed" if passed else kind.fails, says
-
-
-def test_each_means_without_gradients_tells_on_its_own(sound, images):
-    name, shattered = "black box, transfer, noise", Shattered(sound)
-    outcome, says = alone(name, shattered, images)
-    assert outcome == "suspect" and re.search(r"gradients: Square [1-9]\d*, no teacher, 0 noises", says)
-    outcome, says = alone(name, shattered, images, norm="L2", eps=0.5, step_size=0.125, teacher=sound)
-    assert outcome == "suspect" and re.search(r"gradients: transfer [1-9]\d*, 0 noises", says)
-
-
-def test_an_attack_that_a_larger_ball_catches_is_told_by_the_ladder(sound, images):
-    class Purifies(Broken):
-        """Answers as at the nearest known image what is far from all of them."""
-
-        def forward(self, z):
-            distances = (z[:, None] - images[0]).abs().amax((2, 3, 4))
-            far = (distances.amin(1) > 1.2 * EPS)[:, None, None, None]
-            return self.net(torch.where(far, images[0][distances.argmin(1)], z))
-
-    assert alone("eps ladder", Purifies(sound), images)[0] == "suspect"
-    assert alone("eps ladder", sound, images)[0] == "passed"
-
-
-def test_an_attack_that_has_not_converged_is_told_by_twice_its_steps(digits, sound):
-    images = data.pixels(digits.test.images[:200]), digits.test.labels[:200]
-    assert alone("steps and restarts doubled", sound, images, step_size=EPS / 30)[0] == "suspect"  # 24, 3 allowed
-
-
-def test_a_planted_region_is_missed_where_gradients_are_masked(sound, images):
-    x, y = images
-    model = copy.deepcopy(sound)
-    model.features = lambda z: sound.features((z * 64).round() / 64)
-    result = audit(model, x[:20], y[:20], eps=EPS, chunk=20, full=True, noises=20)
-    assert finding(result, "planted region").outcome == "suspect"
 
 
 def test_a_gradient_is_checked_in_float32_where_there_is_no_twin(sound, images):

@@ -5,11 +5,10 @@ Every forward runs on chunks of one fixed shape (the last one padded) and whatev
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,10 +20,9 @@ from gacd.attacks import check_threat
 from gacd.attacks.loop import evaluating
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.official import Official
-from gacd.attacks.pool import Fetch, sweep
-from gacd.attacks.search import Search
-from gacd.errors import InputError, NotFinite
+from gacd.errors import InputError
 from gacd.journal import Journal
+from gacd.judge import attacked, logits_of
 from gacd.losses import margin_loss
 from gacd.models.folding import attackable
 
@@ -88,7 +86,7 @@ def evaluate(
     _try(model, _pixels(x[:1], device))
     with attackable(model, _pixels(x[:1], device), anew=True) as quick, torch.no_grad():
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
-        logits = _logits(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
+        logits = logits_of(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
         if int(y.max()) >= logits.shape[1]:
             raise InputError(
                 "the network knows fewer classes than the data", f"{logits.shape[1]} <= label {int(y.max())}"
@@ -99,7 +97,7 @@ def evaluate(
         correct = torch.zeros(len(y), dtype=torch.bool).index_copy_(0, mine, logits.argmax(1) == y[mine])
         result.record("natural", correct, began)
         margin = margin_loss(natural, y)
-        judge = partial(_judged, model, quick, fetch=fetch)
+        attack = partial(attacked, model, quick, fetch=fetch)
         threat: dict[str, Any] = dict(norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1])
         for name, (stages, written) in {name: searches(name, **threat) for name in names}.items():
             began = time.perf_counter()
@@ -115,7 +113,7 @@ def evaluate(
                     if not isinstance(stage, Official):
                         # Those that last longest come first: nothing refills the chunk as its last images drop out.
                         which = which[margin[which].argsort(stable=True)]
-                    for where, right, x_adv in judge(stage, which=which, chunk=rows, again=again, context=search):
+                    for where, right, x_adv in attack(stage, which=which, chunk=rows, again=again, context=search):
                         robust[where] = right
                         journal.note(name, number, where, right, x_adv)
                         if len(stages) == 1:
@@ -238,64 +236,6 @@ def _try(model: nn.Module, x: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1 or not logits.is_floating_point():
         given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError("a network must return logits (B,K), floats", given)
-
-
-def _judged(
-    model: nn.Module,
-    quick: nn.Module,
-    search: Search,
-    *,
-    fetch: Fetch,
-    which: Tensor,
-    chunk: int,
-    again: int,
-    context: Callable[[], AbstractContextManager],
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
-
-    What only the search's precision saw beaten, or could not tell from it, is attacked once more, in float32, in
-    chunks of `again`.
-    """
-    doubtful = torch.zeros(int(which.max()) + 1 if len(which) else 0, dtype=torch.bool)
-    for precision, rows in ((context, chunk), (nullcontext, again)):
-        held: list[tuple[Tensor, Tensor, Tensor]] = []
-        for block in chain(sweep(search, quick, fetch, which, rows, precision), [None]):
-            held += [block] if block else []
-            waiting = sum(len(where) for where, _, _ in held)
-            if not waiting or (block and waiting < rows):
-                continue
-            where, x_adv, seen = (torch.cat(parts) for parts in zip(*held, strict=True))
-            held = [(where[rows:], x_adv[rows:], seen[rows:])] if waiting > rows else []
-            where, seen = where[:rows], seen[:rows]
-            x_adv = x_adv[:rows].contiguous(memory_format=torch.channels_last)
-            right = _logits(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
-            sure = ~(seen & right) if precision is not nullcontext else torch.ones_like(right)
-            doubtful[where[~sure]] = True
-            yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
-        which = which[doubtful[which]]
-        if precision is nullcontext or not len(which):
-            return
-
-
-def _logits(
-    model: nn.Module,
-    images: Callable[[Tensor], Tensor],
-    n: int,
-    chunk: int,
-    done: Callable[[int], None] = lambda n: None,
-) -> Tensor:
-    """Logits (n,K) on the CPU of images given by position, in chunks of one shape, padded with the last image."""
-    found = torch.empty(0)  # made whole at once: small parts would keep the large blocks between them from being reused
-    for where in torch.arange(n).split(chunk):
-        rows = torch.cat([where, where[-1:].expand(chunk - len(where))])
-        logits = model(images(rows))
-        if not bool(logits.isfinite().all()):
-            raise NotFinite("the network's logits or gradients are not finite", type(model).__name__)
-        if not len(found):
-            found = torch.empty(n, logits.shape[1])
-        found[where] = logits[: len(where)].float().cpu()
-        done(len(where))
-    return found
 
 
 def _pixels(x: Tensor, device: torch.device) -> Tensor:

@@ -1,0 +1,70 @@
+"""What a search found, judged by the network itself in float32, in chunks of one shape."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from gacd.attacks.pool import Fetch, sweep
+from gacd.attacks.search import Search
+from gacd.errors import NotFinite
+
+
+def attacked(
+    model: nn.Module,
+    quick: nn.Module,
+    search: Search,
+    *,
+    fetch: Fetch,
+    which: Tensor,
+    chunk: int,
+    again: int,
+    context: Callable[[], AbstractContextManager],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
+
+    What only the search's precision saw beaten, or could not tell from it, is attacked once more, in float32, in
+    chunks of `again`.
+    """
+    doubtful = torch.zeros(int(which.max()) + 1 if len(which) else 0, dtype=torch.bool)
+    for precision, rows in ((context, chunk), (nullcontext, again)):
+        held: list[tuple[Tensor, Tensor, Tensor]] = []
+        for block in chain(sweep(search, quick, fetch, which, rows, precision), [None]):
+            held += [block] if block else []
+            waiting = sum(len(where) for where, _, _ in held)
+            if not waiting or (block and waiting < rows):
+                continue
+            where, x_adv, seen = (torch.cat(parts) for parts in zip(*held, strict=True))
+            held = [(where[rows:], x_adv[rows:], seen[rows:])] if waiting > rows else []
+            where, seen = where[:rows], seen[:rows]
+            x_adv = x_adv[:rows].contiguous(memory_format=torch.channels_last)
+            right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
+            sure = ~(seen & right) if precision is not nullcontext else torch.ones_like(right)
+            doubtful[where[~sure]] = True
+            yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
+        which = which[doubtful[which]]
+        if precision is nullcontext or not len(which):
+            return
+
+
+def logits_of(
+    model: nn.Module,
+    images: Callable[[Tensor], Tensor],
+    n: int,
+    chunk: int,
+    done: Callable[[int], None] = lambda n: None,
+) -> Tensor:
+    """Logits (n,K) on the CPU of images given by position, in chunks of one shape, padded with the last image."""
+    found = torch.empty(0)  # made whole at once: small parts would keep the large blocks between them from being reused
+    for where in torch.arange(n).split(chunk):
+        rows = torch.cat([where, where[-1:].expand(chunk - len(where))])
+        logits = model(images(rows))
+        if not bool(logits.isfinite().all()):
+            raise NotFinite("the network's logits or gradients are not finite", type(model).__name__)
+        if not len(found):
+            found = torch.empty(n, logits.shape[1])
+        found[where] = logits[: len(where)].float().cpu()
+        done(len(where))
+    return found
