@@ -6,16 +6,13 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from gacd import noise, results
 from gacd.attacks import Search
 from gacd.attacks.names import MAKERS
 from gacd.attacks.search import PGD
-from gacd.data import Dataset
-from gacd.datasets import Split
 from gacd.errors import InputError
-from gacd.evaluation import Evaluation, evaluate, images_of, interval, parse_attack
+from gacd.evaluation import Evaluation, evaluate, interval, parse_attack
 from gacd.losses import margin_loss
 from gacd.models import build
 
@@ -229,56 +226,6 @@ def test_attacks_by_name():
         parse_attack("fgsmx2")
 
 
-def test_data_in_any_form_is_the_same():
-    pixels = (images(10) * 255).round().to(torch.uint8)
-    y = torch.arange(10) % 2
-    split = Split(pixels, y)
-    dataset = Dataset("name", split.take(y[:2]), split.take(y[:2]), split, ["a", "b"], (0,) * 3, (1,) * 3)
-    floats = pixels.float() / 255
-    loader = DataLoader(TensorDataset(floats, y), batch_size=4)
-    for form in (
-        split,
-        dataset,
-        (pixels, y),
-        (floats, y),
-        (floats, y.int()),
-        loader,
-        [(floats[:3], y[:3]), (floats[3:], y[3:])],
-    ):
-        x, labels = images_of(form)
-        assert torch.equal(x if x.is_floating_point() else x.float() / 255, floats)
-        assert torch.equal(labels, y)
-        assert labels.dtype == torch.int64
-    result = [evaluate(Linear(), form, ["pgd2"], chunk=4).correct["pgd2"] for form in ((pixels, y), (floats, y))]
-    assert torch.equal(*result)
-    assert images_of("digits")[0].ndim == 4
-
-
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        ((images(2) * 255, torch.arange(2)), r"pixels must be in \[0,1\].*divided by 255"),
-        ((images(2) - 0.5, torch.arange(2)), "pixels must be in"),
-        ((images(2) * math.nan, torch.arange(2)), "pixels must be in"),
-        ((images(2)[0], torch.arange(3)), "expected images"),
-        ((images(2), torch.arange(3)), "expected images"),
-        ((images(0), torch.arange(0)), "expected images"),
-        ((images(2), torch.tensor([0, 2])), "fewer classes than the data: 2 <= label 2"),
-        ("no-such-set", "unknown data set"),
-    ],
-)
-def test_data_that_cannot_be_meant_is_refused(data, says):
-    with pytest.raises(InputError, match=says):
-        evaluate(Linear(), data)
-
-
-def test_logits_that_are_not_finite_are_refused():
-    model = Linear()
-    model.layer.bias.data[0] = math.nan
-    with pytest.raises(InputError, match="logits or gradients are not finite"):
-        evaluate(model, (images(3), torch.zeros(3, dtype=torch.int64)))
-
-
 def test_what_the_search_cannot_tell_from_beaten_is_attacked_in_float32():
     class Coarse(nn.Module):
         """Right by 0.01 and 0.31 of its logits; under autocast a tie, without gradient, at the first."""
@@ -331,19 +278,3 @@ def test_results_of_other_images_are_kept_beside(tmp_path):
     assert add(0.3, data_sha256="b") == [0.2, 0.3]
     assert add(0.4, data_sha256="a") == [0.3, 0.4]
     assert add(0.5, data_sha256="b", attack="fgsm") == [0.3, 0.4, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("network", "says"),
-    [
-        (lambda x: (x.flatten(1), x), "must return logits .*: tuple"),
-        (lambda x: x.flatten(1).argmax(1), "must return logits .*: torch.int64"),
-        (torch.nn.Conv2d(3, 4, 1), r"does not take these images: \(1, 1, 4, 4\): RuntimeError"),
-    ],
-)
-def test_what_is_no_classifier_of_these_images_is_refused(network, says):
-    class Net(torch.nn.Module):
-        forward = staticmethod(network)
-
-    with pytest.raises(InputError, match=says):
-        evaluate(Net(), (torch.rand(3, 1, 4, 4), torch.arange(3)))
