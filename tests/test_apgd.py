@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from gacd import noise
 from gacd.attacks.apgd import APGD, TargetedAPGD, dlr_loss, targeted_dlr_loss
 from gacd.attacks.search import ask, begin
+from gacd.attacks.search import run as run_whole
 from gacd.errors import InputError
 
 
@@ -168,23 +169,21 @@ def test_the_l2_worst_case_of_a_linear_network_is_reached():
     assert torch.allclose(margin[1] - margin[0], eps * (w[1] - w[0]).norm().expand(8), rtol=1e-3)
 
 
-def test_the_targets_are_the_natural_runners_up_one_after_the_other():
+def test_each_run_has_its_target_and_its_start():
     x = images(5)
     y = curved(x).argmax(1)
     search = TargetedAPGD(eps=0.05, steps=4)
-    rows = begin(search, x, y, torch.arange(5), lambda: curved(x))
-    assert search.steps == 45
-    order = curved(x).argsort(dim=1, descending=True)[:, 1:]
-    starts = []
-    for t in range(45):
-        logits, value, _ = ask(search, curved, rows)
-        assert torch.equal(value, targeted_dlr_loss(logits, y, order[:, t // 5]))
-        if t % 5 == 0:
-            starts.append(rows["z"])
-            assert torch.equal(rows["z"], search.start(rows, torch.full((5,), t // 5)))
-        forward(search, curved, rows)
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(starts))
-    assert TargetedAPGD(classes=3).steps == 202 and TargetedAPGD(classes=100).steps == 909
+    assert (search.runs, search.steps) == (9, 5)
+    order, starts = curved(x).argsort(dim=1, descending=True)[:, 1:], []
+    for run in range(9):
+        rows = begin(search, x, y, torch.arange(5), lambda: curved(x), torch.full((5,), run))
+        starts.append(rows["z"])
+        for _ in range(search.steps):
+            logits, value, _ = ask(search, curved, rows)
+            assert torch.equal(value, targeted_dlr_loss(logits, y, order[:, run]))
+            forward(search, curved, rows)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(starts, 2))
+    assert (TargetedAPGD(classes=3).runs, TargetedAPGD(classes=100).runs) == (2, 9)
 
 
 def test_the_ratio_losses_against_their_definitions():
@@ -243,16 +242,28 @@ def test_starts_lie_on_the_balls_surface(norm):
 def test_the_strongest_point_of_all_targets_is_found():
     x, eps = images(12), 0.05
     y, search = curved(x).argmax(1), TargetedAPGD(eps=eps, steps=6, targets=4)
-    rows = begin(search, x, y, torch.arange(12), lambda: curved(x))
     margins, asked = [], []
-    for t in range(search.steps):
-        logits = curved(rows["z"])
-        margins.append(logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0])
-        asked.append(rows["z"])
-        forward(search, curved, rows)
-        if t % 7 == 0:  # a target's first move is one of APGD's first moves
-            assert torch.equal(rows["best"], asked[-1])
-            assert bool((rows["step"] == 2 * x.new_tensor(eps)).all())
+    for run in range(4):
+        rows = begin(search, x, y, torch.arange(12), lambda: curved(x), torch.full_like(y, run))
+        for _ in range(search.steps):
+            logits = curved(rows["z"])
+            margins.append(logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0])
+            asked.append(rows["z"])
+            forward(search, curved, rows)
     first = torch.stack(margins).argmax(0)
-    assert torch.equal(search.found(rows), torch.stack(asked)[first, torch.arange(12)])
+    strongest = torch.stack(asked)[first, torch.arange(12)]
+    assert torch.equal(search.found(attack(search, curved, x, y)[1]), strongest)
+    assert torch.equal(run_whole(search, curved, x, y, torch.arange(12)), strongest)
     assert len(set((first // 7).tolist())) > 1
+
+
+def test_a_network_that_breaks_in_a_later_run_is_noticed():
+    x, asked = images(3), []
+    y = curved(x).argmax(1)
+
+    def model(z):
+        asked.append(len(z))
+        return curved(z) / (len(asked) < 10)
+
+    found = run_whole(TargetedAPGD(eps=0.05, steps=6, targets=2), model, x, y, torch.arange(3))
+    assert len(asked) == 16 and bool(found.isnan().flatten(1).any(1).all())

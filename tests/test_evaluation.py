@@ -240,7 +240,7 @@ def test_what_the_search_cannot_tell_from_beaten_is_attacked_in_float32():
             return torch.stack([torch.ones_like(s), 1 + s], 1)
 
     x = torch.tensor([0.5, 0.2]).view(2, 1, 1, 1).expand(2, 1, 16, 16).repeat(5, 1, 1, 1)
-    for enabled, rows in ((True, {4}), (False, {10})):  # what was attacked in float32 is not attacked again
+    for enabled, rows in ((True, {8}), (False, {10})):  # what was attacked in float32 is not attacked again
         model, search = Coarse().eval(), partial(torch.autocast, "cpu", torch.bfloat16, enabled=enabled)
         result = evaluate(model, (x, torch.zeros(10, dtype=torch.int64)), ["pgd3"], eps=0.1, search=search)
         assert result.correct["pgd3"].tolist() == [False, True] * 5

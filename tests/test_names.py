@@ -47,7 +47,8 @@ def test_the_others_with_steps_and_restarts():
     found, _ = made("apgd-t7x2")
     assert [of(s, "moves", "classes", "runs", "restart") for s in found] == [(TargetedAPGD, 7, 5, 4, r) for r in (0, 1)]
     found, _ = made("fab-t12x2")
-    assert [of(s, "steps", "classes", "restart") for s in found] == [(TargetedFAB, 2 * 12 * 4, 5, r) for r in (0, 1)]
+    assert [of(s, "steps", "classes", "runs", "restart") for s in found] == [(TargetedFAB, 24, 5, 4, r) for r in (0, 1)]
+    assert made("fab-t12")[1] == dict(steps=12) and made("fab-t")[1] == dict(steps=2 * 100 * 4)
     found, _ = made("square40x2")
     assert [of(s, "steps", "rescale", "restart") for s in found] == [(Square, 40, True, r) for r in (0, 1)]
 
@@ -56,7 +57,7 @@ def test_cascade_is_autoattacks_four_at_their_settings():
     (ce, targeted, fab, square), written = made("cascade")
     assert of(ce, "loss", "moves") == (APGD, "ce", 100)
     assert of(targeted, "moves", "classes", "runs") == (TargetedAPGD, 100, 5, 4)
-    assert of(fab, "steps", "classes") == (TargetedFAB, 2 * 100 * 4, 5)
+    assert of(fab, "steps", "classes", "runs") == (TargetedFAB, 2 * 100, 5, 4)
     assert of(fab, "alpha_max", "eta", "beta") == (TargetedFAB, 0.1, 1.05, 0.9)
     assert of(square, "steps", "p_init", "rescale") == (Square, 5000, 0.8, False)
     assert written == dict(of=["apgd-ce", "apgd-t", "fab-t", "square"])

@@ -27,9 +27,7 @@ from gacd.losses import margin_loss
 from gacd.models.folding import attackable
 
 STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs
-# Rows at most, on a CPU, of attacks in stages: few images reach the long ones, and rows without one are computed too.
-SURVIVORS = 16
-DOUBTFUL = 4  # likewise, of images attacked once more in float32: one or two of a hundred
+DOUBTFUL = 8  # rows at most, on a CPU, for images attacked once more in float32: one or two of a hundred
 
 
 def evaluate(
@@ -58,8 +56,8 @@ def evaluate(
         eps: radius, in pixel units.
         step_size: in pixel units; eps / 4 if absent, which is 2/255 at 8/255.
         seed: of the random starts.
-        chunk: images per forward, at most all; 64 on a CPU and 250 on a GPU if absent; on a CPU attacks in stages,
-            such as cascade, take at most 16. Verdicts may differ between chunk sizes by the last bit of a gradient.
+        chunk: images per forward, at most all; 64 on a CPU and 250 on a GPU if absent. Verdicts may differ between
+            chunk sizes by the last bit of a gradient.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
         done: called with a number of images as each attack is through with them.
         running: called, as an attack of several stages goes through the images, with its name and stage, how many it
@@ -78,6 +76,7 @@ def evaluate(
     x, y = images_of(data)
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
     chunk = min(chunk or rows_on(device), len(y))
+    again = chunk if device.type != "cpu" else min(chunk, DOUBTFUL)
     result, began, journal = Evaluation(), time.perf_counter(), journal or Journal()
 
     def fetch(where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,8 +101,6 @@ def evaluate(
         for name, (stages, written) in {name: searches(name, **threat) for name in names}.items():
             began = time.perf_counter()
             robust, judged, told = correct.clone(), 0, 0
-            rows = chunk if len(stages) == 1 or device.type != "cpu" else min(chunk, SURVIVORS)
-            again = rows if device.type != "cpu" else min(rows, DOUBTFUL)
             for block in mine.split(len(mine) if len(stages) == 1 else 8 * chunk):
                 for number, stage in enumerate(stages):
                     known, right = journal.recall(name, number)
@@ -113,7 +110,7 @@ def evaluate(
                     if not isinstance(stage, Official):
                         # Those that last longest come first: nothing refills the chunk as its last images drop out.
                         which = which[margin[which].argsort(stable=True)]
-                    for where, right, x_adv in attack(stage, which=which, chunk=rows, again=again, context=search):
+                    for where, right, x_adv in attack(stage, which=which, chunk=chunk, again=again, context=search):
                         robust[where] = right
                         journal.note(name, number, where, right, x_adv)
                         if len(stages) == 1:

@@ -36,8 +36,8 @@ def reproduce(
     """Runs what is missing of a recipe, in its order, and prints its tables beside the paper's; stopped, it goes on.
 
     Args:
-        recipe: claim, table1, table2, table3, table4, figure2, ablation, figures34 or figure5; or a file of your own:
-            a shell script of `gacd ...` lines.
+        recipe: claim, table1, table2, table3, table4, figure2, ablation, rates, figures34 or figure5; or a file of
+            your own: a shell script of `gacd ...` lines.
         preset: of networks and schedules: small (two CPU cores), paper (a GPU), or a file of your own.
         out: folder of the runs; runs/PRESET if absent.
         seeds: of the recipe claim; the others have seed 0.

@@ -34,8 +34,6 @@ class APGD(Search):
         restart: its number, part of what the start is drawn from.
     """
 
-    runs = 1  # one after the other in each row
-
     def __init__(
         self,
         *,
@@ -56,8 +54,8 @@ class APGD(Search):
 
     def begin(self, rows: Rows, logits: Tensor | None) -> None:
         x, none = rows["x"], torch.zeros_like(rows["t"])
-        rows["z"] = self.start(rows, none)
-        for key in ("previous", "best", "best_gradient"):  # images; the first `step` of a run sets them all
+        rows["z"] = self.start(rows)
+        for key in ("previous", "best", "best_gradient"):  # images; the first `step` sets them all
             rows[key] = torch.zeros_like(x)
         for key in ("value", "best_value", "checked", "step"):
             rows[key] = x.new_zeros(len(x))
@@ -68,7 +66,7 @@ class APGD(Search):
 
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         assert gradient is not None
-        z, value, first = rows["z"], value.to(rows["x"].dtype), rows["t"] % (self.moves + 1) == 0
+        z, value, first = rows["z"], value.to(rows["x"].dtype), rows["t"] == 0
         better = first | (value > rows["best_value"]) | value.isnan()  # a broken network's NaN is kept, and found
         best = torch.where(_image(better), z, rows["best"])
         best_gradient = torch.where(_image(better), gradient, rows["best_gradient"])
@@ -100,10 +98,10 @@ class APGD(Search):
     def found(self, rows: Rows) -> Tensor:
         return rows["best"]
 
-    def start(self, rows: Rows, run: Tensor) -> Tensor:
-        """Random first images (B,C,H,W) of the runs with these numbers (B,): as far out as the ball goes."""
+    def start(self, rows: Rows) -> Tensor:
+        """Random first images (B,C,H,W) of the runs: as far out as the ball goes."""
         key = noise.key(self.seed, "apgd", self.loss, self.restart)
-        index = noise.bits(key, rows["index"], self.runs).gather(1, run[:, None])[:, 0]
+        index = noise.bits(key, rows["index"], self.runs).gather(1, rows["run"][:, None])[:, 0]
         x = rows["x"]
         if self.norm == "Linf":
             way = 2 * noise.uniform(noise.key(key, "start"), index, tuple(x.shape[1:])).to(x.dtype) - 1
@@ -118,11 +116,11 @@ class APGD(Search):
 
 
 class TargetedAPGD(APGD):
-    """Auto-PGD on the targeted DLR loss, towards one class after the other; of all points the one of largest margin.
+    """Auto-PGD on the targeted DLR loss, a run towards each of several classes; of all points that of largest margin.
 
     Args:
         norm, eps, seed, restart: see `APGD`.
-        steps: moves a target.
+        steps: moves of a run.
         targets: the classes with the largest natural logits but the true one's; at most classes - 1.
         classes: of the network.
     """
@@ -142,15 +140,14 @@ class TargetedAPGD(APGD):
     ):
         super().__init__(norm=norm, eps=eps, seed=seed, steps=steps, loss="dlr", restart=restart)
         self.loss, self.classes, self.runs = "targeted dlr", classes, count_targets(targets, classes)
-        self.steps = (steps + 1) * self.runs
 
     def begin(self, rows: Rows, logits: Tensor | None) -> None:
-        rows["targets"] = runners_up(logits, rows["y"], self.runs, self.classes)
+        rows["target"] = runner_up(logits, rows["y"], rows["run"], self.classes)
         super().begin(rows, logits)
         rows["strongest"], rows["margin"] = rows["x"].clone(), rows["x"].new_full(rows["y"].shape, -torch.inf)
 
     def objective(self, logits: Tensor, rows: Rows) -> Tensor:
-        return targeted_dlr_loss(logits, rows["y"], current(rows["targets"], rows["t"] // (self.moves + 1)))
+        return targeted_dlr_loss(logits, rows["y"], rows["target"])
 
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         margin = margin_loss(logits, rows["y"]).to(rows["x"].dtype)
@@ -158,15 +155,12 @@ class TargetedAPGD(APGD):
         rows["strongest"] = torch.where(_image(better), rows["z"], rows["strongest"])
         rows["margin"] = torch.where(better, margin, rows["margin"])
         super().step(rows, logits, value, gradient)
-        run = (rows["t"] + 1) // (self.moves + 1)
-        new = ((rows["t"] + 1) % (self.moves + 1) == 0) & (run < self.runs)
-        some = new.nonzero()[:, 0]
-        if len(some):
-            those: Rows = {key: rows[key][some] for key in ("x", "low", "high", "index") if key in rows}
-            rows["z"][some] = self.start(those, run[some])
 
     def found(self, rows: Rows) -> Tensor:
         return rows["strongest"]
+
+    def strength(self, rows: Rows) -> Tensor:
+        return rows["margin"]
 
 
 def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -197,17 +191,12 @@ def count_targets(targets: int, classes: int) -> int:
     return min(targets, classes - 1)
 
 
-def runners_up(logits: Tensor | None, y: Tensor, n: int, classes: int) -> Tensor:
-    """The n classes with the largest natural logits (B,K) but y's (B,), largest first: (B,n)."""
+def runner_up(logits: Tensor | None, y: Tensor, number: Tensor, classes: int) -> Tensor:
+    """The class (B,) that comes so many places (B,) after the first by natural logits (B,K), leaving out y's (B,)."""
     if logits is None or logits.shape[1] != classes:
         raise InputError("the attack was made for another number of classes", classes, "classes=K")
     others = logits.scatter(1, y[:, None], -torch.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, :n]
-
-
-def current(targets: Tensor, run: Tensor) -> Tensor:
-    """The targets (B,T) of the runs with these numbers (B,); the last one's where a row has no more."""
-    return targets.gather(1, run.clamp_max(targets.shape[1] - 1)[:, None])[:, 0]
+    return others.argsort(dim=1, descending=True, stable=True).gather(1, number[:, None])[:, 0]
 
 
 def _image(row: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gacd import noise
-from gacd.attacks.apgd import count_targets, current, runners_up
+from gacd.attacks.apgd import count_targets, runner_up
 from gacd.attacks.loop import check_threat
 from gacd.attacks.search import Rows, Search
 from gacd.errors import InputError
@@ -12,7 +12,7 @@ from gacd.losses import at_least_float32
 
 
 class TargetedFAB(Search):
-    """Steps onto the linearised boundary towards one class after the other; of all mistakes the nearest, on the ball.
+    """Steps onto the linearised boundary towards a class, a run each; of all mistakes the nearest, on the ball.
 
     One iteration moves by a gradient, looks whether the point fools the network, and if so goes back towards the image.
     "z" may leave the ball: see `candidates`.
@@ -21,7 +21,7 @@ class TargetedFAB(Search):
         norm: "Linf".
         eps: radius, in pixel units: the result is taken to it, and random starts lie within half of it.
         seed: of the random starts.
-        steps: iterations a target.
+        steps: iterations of a run.
         targets: the classes with the largest natural logits but the true one's; at most classes - 1.
         classes: of the network.
         restart: its number; 0 starts at the image itself.
@@ -53,13 +53,12 @@ class TargetedFAB(Search):
             raise InputError("FAB is there for Linf only", norm)
         self.classes, self.runs, self.restart = classes, count_targets(targets, classes), restart
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
-        self.forwards = 2 * steps  # a target
-        self.steps = self.forwards * self.runs
+        self.steps = 2 * steps
 
     def begin(self, rows: Rows, logits: Tensor | None) -> None:
         x = rows["x"]
-        rows["targets"] = runners_up(logits, rows["y"], self.runs, self.classes)
-        rows["z"] = self.start(x, rows["index"], torch.zeros_like(rows["t"]))
+        rows["target"] = runner_up(logits, rows["y"], rows["run"], self.classes)
+        rows["z"] = self.start(x, rows["index"], rows["run"])
         rows["best"], rows["distance"] = (
             x.clone(),
             torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device),
@@ -67,7 +66,7 @@ class TargetedFAB(Search):
 
     def objective(self, logits: Tensor, rows: Rows) -> Tensor:
         """z_t - z_y, (B,): zero on the boundary between the target and the true class."""
-        pair = torch.stack([rows["y"], current(rows["targets"], rows["t"] // self.forwards)], 1)
+        pair = torch.stack([rows["y"], rows["target"]], 1)
         true, aim = at_least_float32(logits).gather(1, pair).unbind(1)
         return aim - true
 
@@ -76,14 +75,14 @@ class TargetedFAB(Search):
         return ((z >= rows["low"]) & (z <= rows["high"])).flatten(1).all(1)
 
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
-        x, z, t = rows["x"], rows["z"], rows["t"]
+        x, z = rows["x"], rows["z"]
         # a broken network's NaN goes into the result, and stays
         broken = ~logits.isfinite().all(1)
         if gradient is not None:
             broken |= ~gradient.flatten(1).isfinite().all(1)
         fooled = logits.argmax(1) != rows["y"]
         distance = (z.double() - x.double()).abs().flatten(1).amax(1)
-        closer = fooled & (distance < rows["distance"]) & (t < self.steps)
+        closer = fooled & (distance < rows["distance"])
         best = torch.where(_image(closer), z, rows["best"])
         rows["best"] = torch.where(_image(broken), torch.nan, best)
         rows["distance"] = torch.where(closer, distance, rows["distance"]).masked_fill(broken, -torch.inf)
@@ -91,15 +90,13 @@ class TargetedFAB(Search):
         if gradient is not None:
             rows["z"] = self._move(x, z, value, gradient)
             return
-        z = torch.where(_image(fooled), x + (z - x) * self.beta, z)
-        run = (t + 1) // self.forwards
-        some = (((t + 1) % self.forwards == 0) & (run < self.runs)).nonzero()[:, 0]
-        if len(some):
-            z[some] = self.start(x[some], rows["index"][some], run[some])
-        rows["z"] = z
+        rows["z"] = torch.where(_image(fooled), x + (z - x) * self.beta, z)
 
     def found(self, rows: Rows) -> Tensor:
         return self.project(rows, rows["best"])
+
+    def strength(self, rows: Rows) -> Tensor:
+        return -rows["distance"]
 
     def start(self, x: Tensor, index: Tensor, run: Tensor) -> Tensor:
         """First images (B,C,H,W) of the runs with these numbers (B,): x, or at random, half a radius from it."""

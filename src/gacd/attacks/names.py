@@ -89,4 +89,4 @@ def searches(
     own = dict(steps=steps) if steps else {}
     found = [MAKERS[family](**common, **own, classes=classes, restart=restart) for restart in range(restarts)]
     own |= dict(restarts=restarts) if restarts > 1 else {}
-    return found, threat | dict(steps=found[0].steps) | own
+    return found, threat | dict(steps=found[0].steps * found[0].runs) | own

@@ -1,15 +1,20 @@
-"""A search over many images in chunks of one shape that run full: a row that is done makes room for the next image."""
+"""A search over many images in chunks of one shape that run full: what is done makes room for what waits.
+
+A row holds one run of one image, so an image that is attacked towards nine classes stands in up to nine rows. Rows
+that nothing waits for hold guesses: later forwards of a run that is there, right unless one before changed something.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from itertools import cycle
+from itertools import cycle, islice
+from math import inf, isnan
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gacd.attacks.official import Official
-from gacd.attacks.search import Rows, Search, ask, begin
+from gacd.attacks.search import Rows, Search, advance, ask, begin
 from gacd.losses import margin_loss
 
 # (positions (B,)) -> images (B,C,H,W), labels (B,), natural logits (B,K), on the device
@@ -25,7 +30,7 @@ def sweep(
     chunk: int,
     context: Callable[[], AbstractContextManager],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Attacks images, each until it is beaten or its steps are over.
+    """Attacks images, each until it is beaten or its runs are over.
 
     Args:
         search: the attack.
@@ -45,36 +50,82 @@ def sweep(
             yield where, search.attack(model, x, y), torch.zeros(len(where), dtype=torch.bool)
         return
     pool: Rows = {}
-    where, unsure = torch.full((chunk,), -1), torch.zeros(chunk, dtype=torch.bool)
-    ahead = 0
+    unit = torch.full((chunk,), -1)  # image * runs + run of each row; -1: free
+    results = Results(search.runs)
+    waiting = (image * search.runs + run for image in which.tolist() for run in range(search.runs))
     for turn in cycle(range(len(search.needs))):
-        free = (where < 0).nonzero()[:, 0]
-        if turn == 0 and len(free) and ahead < len(which):
-            new = which[ahead : ahead + len(free)]
-            ahead += len(new)
-            slots = free[: len(new)]
-            where[slots], unsure[slots] = new, False
-            _put(pool, slots, _rows(search, fetch, new), chunk)
-        active = where >= 0
-        if not active.any() and ahead >= len(which):
-            return
+        if turn == 0:
+            free = (unit < 0).nonzero()[:, 0]
+            new = torch.tensor(list(islice(filter(results.wants, waiting), len(free))), dtype=torch.int64)
+            if len(new):
+                unit[free[: len(new)]] = new
+                _put(pool, free[: len(new)], _rows(search, fetch, new), chunk)
+            if not bool((unit >= 0).any()):
+                return
+            if search.guesses:
+                _guess(search, pool, unit)
         with context():
             logits, value, gradient = ask(search, model, pool)
             near = _near(logits.device.type)
-        largest = logits.float().abs().amax(1)
+        z, largest = pool["z"], logits.float().abs().amax(1)
         margin, counts = margin_loss(logits, pool["y"]), search.candidates(pool)
-        beaten = ((margin > BEATEN * largest) & counts).cpu() & active
-        unsure |= ((margin > near * largest) & counts).cpu()
-        if beaten.any():  # before the step moves them
-            yield where[beaten], pool["z"][beaten].clone(), torch.ones(int(beaten.sum()), dtype=torch.bool)
-            where[beaten] = -1
-        with torch.no_grad():
-            search.step(pool, logits, value, gradient)
-            pool["t"] = pool["t"] + 1
-        over = (pool["t"] >= search.steps).cpu() & (where >= 0)
+        advance(search, pool, logits, value, gradient)
+        beaten, t = ((margin > BEATEN * largest) & counts).cpu(), pool["t"].cpu()
+        right, last = _rightly_guessed(unit, t, pool["moved"].cpu() | beaten if search.guesses else beaten)
+        doubtful = ((margin > near * largest) & counts).cpu() & right
+        results.doubtful |= {number // search.runs for number in unit[doubtful].tolist()}
+        unit[~last] = -1
+        beaten, over = beaten & last, (t >= search.steps) & last
+        ended = results.enter(unit[beaten], z[beaten], None)
         if over.any():
-            yield where[over], search.found(pool)[over], unsure[over]
-            where[over] = -1
+            ended += results.enter(unit[over], search.found(pool)[over], search.strength(pool)[over])
+        if beaten.any() or over.any():
+            unit[torch.tensor([number >= 0 and not results.wants(number) for number in unit.tolist()])] = -1
+        if ended:
+            where, images, seen = zip(*ended, strict=True)
+            yield torch.tensor(where), torch.stack(images), torch.tensor(seen)
+
+
+class Results:
+    """What the runs of images found: that of an image's first run to beat it, if any does, else of its strongest.
+
+    An image is through once its runs before the first to beat it are over: which one ends first makes no difference.
+    """
+
+    def __init__(self, runs: int):
+        self.runs = runs
+        self.left: dict[int, set[int]] = {}  # image -> runs that are not over and still matter
+        self.best: dict[int, tuple[tuple[bool, float, int], Tensor]] = {}
+        self.doubtful: set[int] = set()
+
+    def wants(self, unit: int) -> bool:
+        """Whether the run is still to be made, or made further."""
+        image, run = divmod(unit, self.runs)
+        return run in self.left.setdefault(image, set(range(self.runs)))
+
+    def enter(self, units: Tensor, found: Tensor, strength: Tensor | None) -> list[tuple[int, Tensor, bool]]:
+        """Notes the images (b,C,H,W) that runs (b,) ended with, of some strength (b,) or, if None, beating theirs.
+
+        Returns:
+            Of each image that is now through: its position, what was found, whether it was seen beaten or nearly.
+        """
+        through = []
+        for i, (image, run) in enumerate(divmod(unit, self.runs) for unit in units.tolist()):
+            left = self.left[image]
+            if run not in left:  # it has just beaten the image, or one before it has
+                continue
+            left.discard(run)
+            if strength is None:
+                left &= set(range(run))
+                rank = (True, 0.0, -run)
+            else:
+                value = float(strength[i])
+                rank = (False, inf if isnan(value) else value, -run)
+            if image not in self.best or rank > self.best[image][0]:
+                self.best[image] = rank, found[i]
+            if not left:
+                through.append((image, self.best.pop(image)[1], image in self.doubtful))
+        return through
 
 
 def _near(device: str) -> float:
@@ -82,9 +133,9 @@ def _near(device: str) -> float:
     return -torch.finfo(torch.get_autocast_dtype(device)).eps if torch.is_autocast_enabled(device) else BEATEN
 
 
-def _rows(search: Search, fetch: Fetch, which: Tensor) -> Rows:
-    x, y, logits = fetch(which)
-    return begin(search, x, y, None, lambda: logits)
+def _rows(search: Search, fetch: Fetch, units: Tensor) -> Rows:
+    x, y, logits = fetch(units // search.runs)
+    return begin(search, x, y, None, lambda: logits, (units % search.runs).to(y.device))
 
 
 def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
@@ -98,3 +149,26 @@ def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
         return
     for key, value in rows.items():
         pool[key][slots.to(value.device)] = value
+
+
+@torch.no_grad()
+def _guess(search: Search, pool: Rows, unit: Tensor) -> None:
+    """Gives free rows the next forwards of the runs that are there, as if no answer before them changed anything."""
+    free, there = (unit < 0).nonzero()[:, 0], (unit >= 0).nonzero()[:, 0]
+    number = torch.arange(len(free))
+    source, ahead = there[number % len(there)], 1 + number // len(there)
+    some = pool["t"].cpu()[source] + ahead < search.steps
+    free, source, ahead = free[some], source[some], ahead[some]
+    if len(free):
+        unit[free] = unit[source]
+        rows = {key: value[source.to(value.device)] for key, value in pool.items()}
+        rows["t"] += ahead.to(rows["t"].device)
+        search.propose(rows)
+        _put(pool, free, rows, len(unit))
+
+
+def _rightly_guessed(unit: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows at forwards t (B,): which no earlier one of their runs changed, and the last of these, both (B,) bool."""
+    same = (unit[:, None] == unit) & (unit >= 0)
+    right = (unit >= 0) & ~(same & (t < t[:, None]) & moved).any(1)
+    return right, right & ~(same & (t > t[:, None]) & right).any(1)

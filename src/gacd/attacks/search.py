@@ -15,7 +15,8 @@ from gacd.attacks.loop import box, check_threat, projection, steepest
 from gacd.losses import cross_entropy
 
 # (B, ...) each: "x" images, "low" and "high" the Linf ball's ends, "y" labels, "index" (B,) what randomness is drawn
-# from, "t" (B,) steps done, "z" what the network is asked about, and the attack's own
+# from, "run" (B,) which of the search's runs, "t" (B,) forwards done, "z" what the network is asked about, and the
+# attack's own
 Rows = dict[str, Tensor]
 
 
@@ -28,13 +29,18 @@ class Search:
         seed: of whatever is random.
 
     Attributes:
-        steps: forwards of an image.
-        needs: of an image's forwards, in turn: "gradient" of the objective, or "logits" alone.
+        runs: that an image takes, such as one towards each class; none depends on another.
+        steps: forwards of a run.
+        needs: of a run's forwards, in turn: "gradient" of the objective, or "logits" alone.
         targeted: whether `begin` is given the natural images' logits.
+        guesses: whether a later forward's "z" can be made before an earlier one's answer, right unless that changed
+            something: `step` then says in "moved" (B,) bool where it did, and `propose` goes by "t" and the rest alone.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
     targeted: ClassVar[bool] = False
+    guesses: ClassVar[bool] = False
+    runs: int = 1
     steps: int
 
     def __init__(self, *, norm: str = "Linf", eps: float = 8 / 255, seed: int = 0):
@@ -42,7 +48,7 @@ class Search:
         self.norm, self.eps, self.seed = norm, eps, seed
 
     def begin(self, rows: Rows, logits: Tensor | None) -> None:
-        """Sets "z" (B,C,H,W), the first images asked about, and the attack's own entries; logits (B,K) if targeted."""
+        """Sets "z" (B,C,H,W), the runs' first images, and the attack's own entries; logits (B,K) if targeted."""
         raise NotImplementedError
 
     def objective(self, logits: Tensor, rows: Rows) -> Tensor:
@@ -53,13 +59,20 @@ class Search:
         """Moves "z" after the network was asked about it: value (B,) and gradient (B,C,H,W) of the objective there."""
         raise NotImplementedError
 
+    def propose(self, rows: Rows) -> None:
+        """Sets "z" for the forward with the number "t" (B,), where `step` has not."""
+
     def candidates(self, rows: Rows) -> Tensor:
         """Whether "z" may be taken for a result where it fools the network, (B,) bool: not where outside the ball."""
         return torch.ones_like(rows["t"], dtype=torch.bool)
 
     def found(self, rows: Rows) -> Tensor:
-        """The attack's result after its last step, (B,C,H,W)."""
+        """A run's result after its last step, (B,C,H,W)."""
         return rows["z"]
+
+    def strength(self, rows: Rows) -> Tensor:
+        """Of an image's runs the strongest gives the result, (B,); the first of equals, and NaN before all."""
+        return torch.zeros_like(rows["y"], dtype=torch.float64)
 
     def project(self, rows: Rows, z: Tensor) -> Tensor:
         """z on each row's ball and [0,1], exactly."""
@@ -129,23 +142,42 @@ def run(search: Search, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor,
     Returns:
         (B,C,H,W), what the attack found, inside the ball and [0,1].
     """
-    rows = begin(search, x.detach(), y, index, lambda: model(x))
-    for _ in range(search.steps):
-        logits, value, gradient = ask(search, model, rows)
-        search.step(rows, logits, value, gradient)
-        rows["t"] = rows["t"] + 1
-    return search.found(rows)
+    result, strongest = x.detach(), torch.full_like(y, -torch.inf, dtype=torch.float64)
+    for number in range(search.runs):
+        rows = begin(search, x.detach(), y, index, lambda: model(x), torch.full_like(y, number))
+        for _ in range(search.steps):
+            advance(search, rows, *ask(search, model, rows))
+        strength = search.strength(rows).double().nan_to_num(torch.inf, torch.inf, -torch.inf)
+        stronger = strength > strongest
+        result = torch.where(stronger.view(-1, 1, 1, 1), search.found(rows), result)
+        strongest = torch.where(stronger, strength, strongest)
+    return result
 
 
 @torch.no_grad()
-def begin(search: Search, x: Tensor, y: Tensor, index: Tensor | None, natural: Callable[[], Tensor]) -> Rows:
-    """Rows at their start; natural() gives the images' logits (B,K), called if the attack is targeted."""
-    index = noise.fingerprint(x) if index is None else index
-    rows = dict(x=x, y=y, index=index, t=torch.zeros(len(x), dtype=torch.int64, device=x.device))
+def begin(
+    search: Search,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor | None,
+    natural: Callable[[], Tensor],
+    run: Tensor | None = None,
+) -> Rows:
+    """Rows at the start of runs (B,), the first if absent; natural() gives logits (B,K), called if targeted."""
+    index, none = noise.fingerprint(x) if index is None else index, torch.zeros_like(y)
+    rows = dict(x=x, y=y, index=index, t=none, run=none.clone() if run is None else run)
     if search.norm == "Linf":
         rows["low"], rows["high"] = box(x, search.eps)
     search.begin(rows, natural() if search.targeted else None)
     return rows
+
+
+@torch.no_grad()
+def advance(search: Search, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+    """A step with what `ask` gave."""
+    search.step(rows, logits, value, gradient)
+    rows["t"] = rows["t"] + 1
+    search.propose(rows)
 
 
 def ask(search: Search, model: Callable[[Tensor], Tensor], rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:

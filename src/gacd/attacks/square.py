@@ -31,6 +31,7 @@ class Square(Search):
     """
 
     needs = ("logits",)
+    guesses = True  # a square is drawn by its number, and few of them stay
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class Square(Search):
             torch.where(up, rows["high"], rows["low"])
         )  # in the images' memory format
         rows["best"], rows["best_value"] = x.clone(), x.new_full((len(x),), -torch.inf)
+        rows["moved"] = torch.zeros_like(rows["y"], dtype=torch.bool)
         rows["stream"] = noise.bits(noise.key(self.key, "stream"), rows["index"], 1)[:, 0]
 
     def objective(self, logits: Tensor, rows: Rows) -> Tensor:
@@ -71,6 +73,9 @@ class Square(Search):
         best = torch.where(better.view(-1, 1, 1, 1), rows["z"], rows["best"])
         rows["best"] = torch.where(broken.view(-1, 1, 1, 1), torch.nan, best)
         rows["best_value"] = torch.where(better | broken, value.to(rows["best_value"].dtype), rows["best_value"])
+        rows["moved"] = better | broken
+
+    def propose(self, rows: Rows) -> None:
         where, up = self.square(rows)
         rows["z"] = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
 
@@ -78,10 +83,11 @@ class Square(Search):
         return rows["best"]
 
     def square(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Where each row's next square lies, (B,1,H,W) bool, and whether it goes up, (B,C,1,1) bool."""
+        """Where the square of forward "t" > 0 lies, (B,1,H,W) bool, and whether it goes up, (B,C,1,1) bool."""
         _, c, h, w = rows["x"].shape
-        size = self.sizes(h, w, rows["t"].device)[self._halvings(rows["t"])]
-        stream = rows["stream"] + rows["t"].to(torch.int32)
+        number = rows["t"] - 1
+        size = self.sizes(h, w, number.device)[self._halvings(number)]
+        stream = rows["stream"] + number.to(torch.int32)
         draw = noise.uniform(noise.key(self.key, "square"), stream, (2 + c,))
         inside = []
         for side, u in ((h, draw[:, 0]), (w, draw[:, 1])):
@@ -96,6 +102,6 @@ class Square(Search):
         return torch.tensor([min(max(side, 1), h, w) for side in sides], device=device)
 
     def _halvings(self, t: Tensor) -> Tensor:
-        """How often the area was halved before the t-th square, t = 0, 1, ...: (B,) int64."""
+        """How often the area was halved before square t, t = 0, 1, ...: (B,) int64."""
         query = t * 10000 // max(self.steps, 1) if self.rescale else t
         return torch.bucketize(query, torch.tensor(HALVINGS, device=t.device))

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The claim's row at half and at twice its learning rates, seed 0, so that each method has had as many tries; GACD's are those of
 # its first stage. Which is best is to be read off the held-out images (val_robust in metrics.jsonl), not off the table.
-# Preset paper: HOURS; counted together with what other recipes share.
+# Preset paper: 4.5e18 operations, 25 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
 teacher cifar10 "$RESNET18_T"
