@@ -2,13 +2,16 @@
 
 import copy
 import re
+from types import SimpleNamespace
 
+import pytest
 import torch
 from broken import Broken, Shattered
 from sounds import EPS, finding, verdicts
 
 from gacd import data
 from gacd.audit import FULL, QUICK, audit
+from gacd.audits import full
 from gacd.audits.case import Case
 
 
@@ -69,6 +72,14 @@ def test_an_l2_ball_is_searched_without_the_square_attack(sound, images):
     against = finding(result, "black box, transfer, noise")
     assert against.outcome == "passed"
     assert re.search(r"gradients: transfer \d, 20 noises each 0 of \d+$", against.says)  # up to three are luck
+
+
+@pytest.mark.parametrize(("n", "missed", "passes"), [(49, 0, True), (49, 1, False), (50, 1, True), (100, 2, False)])
+def test_one_planted_region_of_fifty_may_be_missed(n, missed, passes, sound, monkeypatch):
+    monkeypatch.setattr(full, "_plant", lambda case, model, x, row: row)
+    monkeypatch.setattr(full, "_finds", lambda case, model, readout, x, row, restart: restart == 19 and row >= missed)
+    case = SimpleNamespace(model=sound, x=torch.zeros(n, 1), correct=dict(natural=torch.ones(n, dtype=torch.bool)))
+    assert full.planted_region(case)[:2] == (passes, f"PGD finds {n - missed} of {n} planted regions")
 
 
 def test_a_planted_region_is_missed_where_gradients_are_masked(sound, images):

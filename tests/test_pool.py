@@ -130,6 +130,9 @@ def test_once_nearly_beaten_is_remembered():
             rows["z"] = rows["x"] + 0.4 * (rows["t"] == 1).view(-1, 1, 1, 1) * torch.tensor([0.0, 1.0])
 
     assert swept(Guesses(), lambda z: z.flatten(1), x, torch.tensor([0]), torch.tensor([0]), 3, ROUGHLY)[0][1]
+    x = x + torch.tensor([0.0, 0.1])
+    image, _ = swept(Guesses(), lambda z: z.flatten(1), x, torch.tensor([0]), torch.tensor([0]), 3)[0]
+    assert torch.allclose(image.flatten(), torch.tensor([0.5, 0.5977]))  # beaten there, and right before and after
 
 
 def test_every_forward_is_full_and_in_the_context():

@@ -68,8 +68,9 @@ def planted_region(case: Case) -> Result:
     """A region planted in the ball by refitting the last layer is found (Zimmermann et al., 2022).
 
     For each image a new linear layer on the features gives 0 at 100 points well inside the ball and another class at
-    one on its edge. An attack that means what it says finds the region: at least 99 % of them. On sound networks most
-    are found from the first start, all of them (of 227 on four networks) within 17.
+    one on its edge. An attack that means what it says finds the region; of fifty or more it may miss one. Twenty starts
+    found all 1199 on twelve sound networks, 94 % or more from the first; on another it once took a 21st. Where pixels
+    are rounded to 32, 64 or 255 levels they find 4 to 8 %, through a shattered gradient 66 to 82 %.
     """
     if not isinstance(case.model, Classifier):
         return None, "only a Classifier's last layer can be refitted", ""
@@ -82,7 +83,8 @@ def planted_region(case: Case) -> Result:
             found += any(_finds(case, case.model, readout, x, row, restart) for restart in range(20))
     if not planted:
         return None, "no region could be planted: the features do not tell points of a ball apart", ""
-    return found >= 0.99 * planted, f"PGD finds {found} of {planted} planted regions", "the gradients hide something"
+    says = f"PGD finds {found} of {planted} planted regions"
+    return planted - found <= (planted >= 50), says, "the gradients hide something"
 
 
 def _finds(case: Case, model: Classifier, readout: Readout, x: Tensor, row: int, restart: int) -> bool:
