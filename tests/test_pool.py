@@ -197,6 +197,33 @@ def test_runs_after_the_first_to_beat_an_image_are_given_up():
     assert forwards[1:] == [3]
 
 
+@pytest.mark.parametrize(
+    "search", [TargetedAPGD(eps=EPS, steps=4, targets=3), TargetedFAB(eps=EPS, steps=4, targets=3)]
+)
+def test_no_row_is_spent_on_later_runs_while_images_wait_for_their_first(search):
+    x, forwards = images(16), []
+
+    def model(z):
+        forwards.append(len(z))
+        return curved(z)
+
+    y = (curved(x).argmax(1) + 1) % 10  # beaten at the first forward, of FAB's two
+    swept(search, model, x, y, torch.arange(16), 4)
+    assert forwards[1:] == [4] * 4 * len(search.needs)
+
+
+def test_a_network_that_breaks_in_a_later_run_is_noticed():
+    x, search = images(1), TargetedAPGD(eps=1e-3, steps=4, targets=3)
+    y = curved(x).argmax(1)
+    start = begin(search, x, y, None, lambda: curved(x), torch.tensor([2]))["z"]
+
+    def model(z):
+        return curved(z).masked_fill((z == start).flatten(1).all(1, keepdim=True), torch.nan)
+
+    for chunk in (1, 3):
+        assert bool(model(swept(search, model, x, y, torch.tensor([0]), chunk)[0][0][None]).isnan().all())
+
+
 def test_a_wrong_guess_is_not_believed():
     """The second forward beats the image only if the first changed nothing, which it does."""
 

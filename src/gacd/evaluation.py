@@ -108,7 +108,7 @@ def evaluate(
                     ahead = robust.index_fill(0, known, False)
                     which = block[ahead[block]]
                     if not isinstance(stage, Official):
-                        # Those that last longest come first: nothing refills the chunk as its last images drop out.
+                        # Those that last longest come first: little refills the chunk as its last images drop out.
                         which = which[margin[which].argsort(stable=True)]
                     for where, right, x_adv in attack(stage, which=which, chunk=chunk, again=again, context=search):
                         robust[where] = right

@@ -52,7 +52,13 @@ def sweep(
     pool: Rows = {}
     unit = torch.full((chunk,), -1)  # image * runs + run of each row; -1: free
     results = Results(search.runs)
-    waiting = (image * search.runs + run for image in which.tolist() for run in range(search.runs))
+    # A block's first runs before its second ones, which an image that the first beats needs no more.
+    waiting = (
+        image * search.runs + run
+        for block in which.split(chunk)
+        for run in range(search.runs)
+        for image in block.tolist()
+    )
     for turn in cycle(range(len(search.needs))):
         if turn == 0:
             free = (unit < 0).nonzero()[:, 0]
@@ -71,7 +77,9 @@ def sweep(
         margin, counts = margin_loss(logits, pool["y"]), search.candidates(pool)
         advance(search, pool, logits, value, gradient)
         beaten, t = ((margin > BEATEN * largest) & counts).cpu(), pool["t"].cpu()
-        right, last = _rightly_guessed(unit, t, pool["moved"].cpu() | beaten if search.guesses else beaten)
+        right = last = unit >= 0
+        if search.guesses:
+            right, last = _rightly_guessed(unit, t, pool["moved"].cpu() | beaten)
         doubtful = ((margin > near * largest) & counts).cpu() & right
         results.doubtful |= {number // search.runs for number in unit[doubtful].tolist()}
         unit[~last] = -1
@@ -99,7 +107,7 @@ class Results:
         self.doubtful: set[int] = set()
 
     def wants(self, unit: int) -> bool:
-        """Whether the run is still to be made, or made further."""
+        """Whether the run is still to be made, or made further; an image is known from the first such question on."""
         image, run = divmod(unit, self.runs)
         return run in self.left.setdefault(image, set(range(self.runs)))
 
@@ -109,18 +117,17 @@ class Results:
         Returns:
             Of each image that is now through: its position, what was found, whether it was seen beaten or nearly.
         """
-        through = []
+        through, values = [], None if strength is None else strength.tolist()
         for i, (image, run) in enumerate(divmod(unit, self.runs) for unit in units.tolist()):
             left = self.left[image]
             if run not in left:  # it has just beaten the image, or one before it has
                 continue
             left.discard(run)
-            if strength is None:
+            if values is None:
                 left &= set(range(run))
                 rank = (True, 0.0, -run)
             else:
-                value = float(strength[i])
-                rank = (False, inf if isnan(value) else value, -run)
+                rank = (False, inf if isnan(values[i]) else values[i], -run)
             if image not in self.best or rank > self.best[image][0]:
                 self.best[image] = rank, found[i]
             if not left:
@@ -155,16 +162,17 @@ def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
 def _guess(search: Search, pool: Rows, unit: Tensor) -> None:
     """Gives free rows the next forwards of the runs that are there, as if no answer before them changed anything."""
     free, there = (unit < 0).nonzero()[:, 0], (unit >= 0).nonzero()[:, 0]
+    if not len(free):
+        return
     number = torch.arange(len(free))
     source, ahead = there[number % len(there)], 1 + number // len(there)
     some = pool["t"].cpu()[source] + ahead < search.steps
     free, source, ahead = free[some], source[some], ahead[some]
-    if len(free):
-        unit[free] = unit[source]
-        rows = {key: value[source.to(value.device)] for key, value in pool.items()}
-        rows["t"] += ahead.to(rows["t"].device)
-        search.propose(rows)
-        _put(pool, free, rows, len(unit))
+    unit[free] = unit[source]
+    rows = {key: value[source.to(value.device)] for key, value in pool.items()}
+    rows["t"] += ahead.to(rows["t"].device)
+    search.propose(rows)
+    _put(pool, free, rows, len(unit))
 
 
 def _rightly_guessed(unit: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:

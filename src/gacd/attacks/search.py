@@ -5,6 +5,7 @@ on that row alone; a network in eval mode then gives the same bits whichever row
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -34,7 +35,8 @@ class Search:
         needs: of a run's forwards, in turn: "gradient" of the objective, or "logits" alone.
         targeted: whether `begin` is given the natural images' logits.
         guesses: whether a later forward's "z" can be made before an earlier one's answer, right unless that changed
-            something: `step` then says in "moved" (B,) bool where it did, and `propose` goes by "t" and the rest alone.
+            something: `step` then says in "moved" (B,) bool where it did, `propose` goes by "t" and the rest alone, and
+            `needs` has one entry.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
@@ -143,8 +145,9 @@ def run(search: Search, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor,
         (B,C,H,W), what the attack found, inside the ball and [0,1].
     """
     result, strongest = x.detach(), torch.full_like(y, -torch.inf, dtype=torch.float64)
+    natural = cache(lambda: model(x))
     for number in range(search.runs):
-        rows = begin(search, x.detach(), y, index, lambda: model(x), torch.full_like(y, number))
+        rows = begin(search, x.detach(), y, index, natural, torch.full_like(y, number))
         for _ in range(search.steps):
             advance(search, rows, *ask(search, model, rows))
         strength = search.strength(rows).double().nan_to_num(torch.inf, torch.inf, -torch.inf)
