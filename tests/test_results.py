@@ -60,3 +60,15 @@ def test_the_table_of_figures_3_and_4_is_what_its_analysis_says():
         differences = [f"{seen['correlation']['difference']:.3f}" for seen in (natural, adversarial)]
         alike = [f"{seen['cka']:.2f}" for seen in (natural, adversarial)]
         assert f"| {title} | {' | '.join(differences + alike)} |" in shown
+
+
+def test_the_held_out_accuracies_of_the_learning_rates_are_those_of_the_runs():
+    shown = (ROOT / "docs/results.md").read_text()
+    for title, name in {"PGD-AT": "pgdat{}", "ARD": "ard{}", "RSLAD": "rslad{}", "GACD+AFT": "gacd{}-aft"}.items():
+        cells = []
+        for rate in ("-half", "", "-double"):
+            course = ROOT / f"results/small/claim/{name.format(rate)}-0/metrics.jsonl"
+            lines = map(json.loads, course.read_text().splitlines() if course.exists() else [])
+            best = max((line["val_robust"] for line in lines if "val_robust" in line), default=None)
+            cells.append(tables.MISSING if best is None else f"{100 * best:.1f}")
+        assert f"| {title} | {' | '.join(cells)} |" in shown
