@@ -8,7 +8,7 @@ from test_attacks import awkward, exactly_inside
 
 from gacd import noise
 from gacd.attacks.loop import box
-from gacd.attacks.search import advance, ask, begin
+from gacd.attacks.search import advance, ask, begin, strengths
 from gacd.attacks.square import Square
 from gacd.errors import InputError
 from gacd.models import build
@@ -52,8 +52,7 @@ def attack(search, model, x, y, index=None):
         while bool((rows["t"] < search.steps).any()):
             counts = search.candidates(rows)
             right &= (forward(search, model, rows) == y) | ~counts
-        strength = search.strength(rows).double().nan_to_num(torch.inf, torch.inf, -torch.inf)
-        rows["strength"] = strength
+        rows["strength"] = strength = strengths(search, rows)
         stronger = strength > strongest["strength"] if strongest else torch.ones_like(right)
         for key, value in rows.items():
             wider = stronger.view(-1, *[1] * (value.ndim - 1))

@@ -7,14 +7,13 @@ that nothing waits for hold guesses: later forwards of a run that is there, righ
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from itertools import cycle, islice
-from math import inf, isnan
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gacd.attacks.official import Official
-from gacd.attacks.search import Rows, Search, advance, ask, begin
+from gacd.attacks.search import Rows, Search, advance, ask, begin, strengths
 from gacd.losses import margin_loss
 
 # (positions (B,)) -> images (B,C,H,W), labels (B,), natural logits (B,K), on the device
@@ -86,7 +85,7 @@ def sweep(
         beaten, over = beaten & last, (t >= search.steps) & last
         ended = results.enter(unit[beaten], z[beaten], None)
         if over.any():
-            ended += results.enter(unit[over], search.found(pool)[over], search.strength(pool)[over])
+            ended += results.enter(unit[over], search.found(pool)[over], strengths(search, pool)[over])
         if beaten.any() or over.any():
             unit[torch.tensor([number >= 0 and not results.wants(number) for number in unit.tolist()])] = -1
         if ended:
@@ -127,7 +126,7 @@ class Results:
                 left &= set(range(run))
                 rank = (True, 0.0, -run)
             else:
-                rank = (False, inf if isnan(values[i]) else values[i], -run)
+                rank = (False, values[i], -run)
             if image not in self.best or rank > self.best[image][0]:
                 self.best[image] = rank, found[i]
             if not left:

@@ -73,7 +73,7 @@ class Search:
         return rows["z"]
 
     def strength(self, rows: Rows) -> Tensor:
-        """Of an image's runs the strongest gives the result, (B,); the first of equals, and NaN before all."""
+        """Of an image's runs the strongest gives the result, (B,); see `strengths`."""
         return torch.zeros_like(rows["y"], dtype=torch.float64)
 
     def project(self, rows: Rows, z: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def run(search: Search, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor,
         rows = begin(search, x.detach(), y, index, natural, torch.full_like(y, number))
         for _ in range(search.steps):
             advance(search, rows, *ask(search, model, rows))
-        strength = search.strength(rows).double().nan_to_num(torch.inf, torch.inf, -torch.inf)
+        strength = strengths(search, rows)
         stronger = strength > strongest
         result = torch.where(stronger.view(-1, 1, 1, 1), search.found(rows), result)
         strongest = torch.where(stronger, strength, strongest)
@@ -173,6 +173,11 @@ def begin(
         rows["low"], rows["high"] = box(x, search.eps)
     search.begin(rows, natural() if search.targeted else None)
     return rows
+
+
+def strengths(search: Search, rows: Rows) -> Tensor:
+    """Of an image's runs the strongest gives the result, (B,) float64; the first of equals, and NaN before all."""
+    return search.strength(rows).double().nan_to_num(torch.inf, torch.inf, -torch.inf)
 
 
 @torch.no_grad()
