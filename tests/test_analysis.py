@@ -101,6 +101,42 @@ def test_the_fixed_set_fools_its_host_and_is_shown_to_all(result, digits):
         assert row["own"]["taken"] <= row["own"]["misclassified"]
 
 
+def test_the_wrong_cluster_is_the_first_class_of_images_crafted_on_the_network_itself(result, taught, digits):
+    sample = hold_out(digits.test, 60, noise.key(0, "analysis"))[1]
+    zeros, ones, attacked = analysis.of_two_classes(digits.test, [0, 1], 12)
+    originals, aims = attacked.take(torch.arange(12)), torch.zeros(12, dtype=torch.long)
+    for name in ("teacher", "b"):
+        net = lineup.Network(name, name, checkpoint.open_source(str(taught / name)))
+        options = dict(eps=0.2, step_size=0.05, steps=2, seed=0, chunk=250)
+        x_adv = lineup.crafted(net, originals.images, aims, loss=lineup.towards, **options)
+        with torch.no_grad():
+            f = [
+                net.opened.model.features(x)
+                for x in (sample.images / 255, zeros.images / 255, ones.images / 255, x_adv)
+            ]
+        zero, one, crafted = (torch.nn.functional.normalize(part - f[0].mean(0)) for part in f[1:])
+        wrong = (crafted - zero.mean(0)).norm(dim=1) < (crafted - one.mean(0)).norm(dim=1)
+        said = result["clusters"]["networks"][name]
+        assert said["own"]["wrong_cluster"] == pytest.approx(float(wrong.double().mean()))
+
+
+def test_every_number_of_the_page_stands_in_its_column(result, taught):
+    lines = (taught / "out" / "analysis.md").read_text().replace("−", "-").splitlines()
+    found = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines if line.startswith("| b |")]
+    student, lying = result["students"]["b"], result["clusters"]["networks"]["b"]
+    kinds = [student[kind] for kind in ("natural", "adversarial")]
+    alike = [f"{kind['correlation']['difference']:.3f}" for kind in kinds] + [f"{kind['cka']:.3f}" for kind in kinds]
+    expected = [alike + [f"{student['information'][key]:.2f}" for key in ("bound", "eq11")]]
+    for kind, name in zip(kinds, ("natural", "adversarial"), strict=True):
+        shares = [kind["errors"][key] for key in ("wrong", "wrong_by_chance", "same", "same_by_chance")]
+        expected.append([name, str(kind["errors"]["errors"]), *(f"{100 * share:.1f}" for share in shares)])
+    shares = [lying["misclassified_before"]]
+    shares += [lying[crafted][key] for crafted in ("fixed", "own") for key in ("wrong_cluster", "misclassified")]
+    distances = [f"{lying[key]:.2f}" for key in ("intra", "inter", "ratio")]
+    expected.append(distances + [f"{100 * share:.1f}" for share in shares])
+    assert found == expected
+
+
 def test_the_same_command_gives_the_same_files(result, taught, capsys):
     assert analyze(taught / "a", taught / "b", "--out", taught / "again") == 0
     for file in sorted((taught / "out").iterdir()):

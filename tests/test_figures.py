@@ -4,6 +4,8 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pytest
+from matplotlib.cbook import STEP_LOOKUP_MAP
 
 from gacd import figures
 
@@ -38,3 +40,13 @@ def test_pareto_front_leaves_out_what_is_beaten():
         (0.8, 0.3),
         (0.9, 0.1),
     ]
+
+
+@pytest.mark.parametrize("teacher", [[], [(0.95, 0.7)]])
+def test_no_run_lies_beyond_the_front_but_one_that_beats_all(teacher):
+    shown = [(0.9, 0.1), (0.8, 0.3), (0.6, 0.2), (0.5, 0.5), *teacher]
+    points = {str(i): figures.Point(*point, 0.0, 1.0) for i, point in enumerate(shown)}
+    (axes,) = figures.scatter(points, "Linf 8/255").axes
+    (front,) = (line for line in axes.lines if line.get_gid() == "front")
+    x, y = STEP_LOOKUP_MAP[front.get_drawstyle()](*map(np.array, front.get_data()))
+    assert list(zip(x, y, strict=True)) == [(0.5, 0.5), (0.5, 0.3), (0.8, 0.3), (0.8, 0.1), (0.9, 0.1)]

@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 import torch
+from markupsafe import escape
 from pages import HOSTILE, entry, make, page
 from PIL import Image
 
@@ -95,6 +96,24 @@ def test_the_command_makes_the_run_again(tmp_path):
     assert {name: values[name] for name in options} == options
     assert values["out"] == str(tmp_path / "a b")
     assert values["eps"] == pytest.approx(8 / 255)
+
+
+def test_the_page_draws_what_there_is_and_says_each_command(tmp_path):
+    metrics = [dict(step=n, epoch=n, val_natural=0.5, val_robust=0.1, loss=1.0 / n) for n in (1, 2)]
+    rows = [entry("natural", 0.9), *(entry("pgd20", 0.4, eps, steps=20) for eps in ("4/255", "8/255"))]
+    run = make(tmp_path, "a", rows, options=dict(teacher="it's <b>"), metrics=metrics)
+    drawn = ["robust by natural accuracy", "accuracy by eps", "held-out natural accuracy", "held-out PGD", "loss"]
+    text, document = page(tmp_path)
+    assert [attributes["aria-label"] for tag, attributes in document.elements if tag == "svg"] == drawn
+    (found,) = collect([str(tmp_path)])
+    assert f"<pre>{escape(found.command)}</pre>" in text
+    assert "it's <b>" in shlex.split(found.command)
+    content = json.loads((run / "results.json").read_text())
+    content["results"].append(entry("pgd5", 0.5, "8/255", steps=5))
+    (run / "results.json").write_text(json.dumps(content))
+    (run / "metrics.jsonl").unlink()
+    labels = [attributes["aria-label"] for tag, attributes in page(tmp_path)[1].elements if tag == "svg"]
+    assert labels == [*drawn[:2], "accuracy by steps"]
 
 
 def test_no_runs_is_one_line(tmp_path, capsys):

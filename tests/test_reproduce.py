@@ -40,6 +40,7 @@ def test_every_line_parses(name, preset, monkeypatch):
     monkeypatch.setattr(cli.Parser, "read", parse_and_stop)
     commands, rows = lines(name, preset)
     assert len(commands) >= 10
+    assert len({row[:2] for row in rows}) == len(rows)
     for argv in commands:
         with pytest.raises(StopHere):
             cli.dispatch(argv)
@@ -54,6 +55,22 @@ def test_every_cell_of_the_paper_has_a_row(preset):
     for table in paper:
         cells = {row.cell for row in lines(table, preset)[1] if row.table == table}
         assert set(paper[table]["cells"]) <= cells, table
+
+
+def test_the_paper_s_networks_are_the_paper_s():
+    """A cell's run lies in a folder of its data, its teacher and its student."""
+    published = {"ResNet-18": "resnet18", "WRN-34-10": "wrn-34-10", "MobileNetV2": "mobilenetv2"} | {
+        "ResNet-56": "resnet56", "WRN-40-2": "wrn-40-2", "ResNet-32": "resnet32", "WRN-16-2": "wrn-16-2"
+    }  # fmt: skip
+    method = {"KD": "kd", "ARD": "ard", "GACD": "gacd", "GACD+AFT": "gacd-aft"}
+    for table, data in dict(table1="cifar10", table2="cifar100").items():
+        rows = lines(table, RECIPES / "presets/paper.sh")[1]
+        assert len(rows) == 24
+        for row in rows:
+            teacher, student, trained = row.cell.split("/")
+            half = "-x0.5" if (data, student) == ("cifar100", "MobileNetV2") else ""
+            where = Path("o u t", data, published[teacher], published[student] + half, f"{method[trained]}-0")
+            assert list(row.runs) == [where]
 
 
 def test_the_paper_s_tables_are_the_paper_s():

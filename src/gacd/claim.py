@@ -95,9 +95,8 @@ def _additional(run: Run, data: str) -> str:
 
 def _weights(run: Run) -> str:
     row = run.measured[-1].row
-    return (
-        f"The weights are {row.get('weights')}, SHA-256 {row.get('sha256')}; the code's commit is {row.get('commit')}."
-    )
+    commit = row.get("commit") or UNKNOWN
+    return f"The weights are {row.get('weights')}, SHA-256 {row.get('sha256')}; the code's commit is {commit}."
 
 
 def _share(m: Measured) -> str:

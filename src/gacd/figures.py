@@ -56,11 +56,13 @@ class Picture(NamedTuple):
 
 
 def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
-    """Robust against natural accuracy, with the Pareto front."""
+    """Robust against natural accuracy, with the Pareto front: the others' where one run beats all, as a teacher may."""
     with rc_context(STYLE):
         figure, axes = _axes(len(points), "natural accuracy", f"robust accuracy, {threat}")
-        shown = {name: p for name, p in points.items() if p}
-        front = pareto([(p.natural, p.robust) for p in shown.values()])
+        shown = [(p.natural, p.robust) for p in points.values() if p]
+        front = pareto(shown)
+        if len(front) == 1:
+            front = pareto([point for point in shown if point not in front]) or front
         axes.plot(*zip(*front, strict=True), color="#b0b0b0", drawstyle="steps-pre", zorder=1, gid="front")
         for i, p in enumerate(points.values()):
             if p:

@@ -18,7 +18,8 @@ IGDM="igdm --config igdm"
 GACD="gacd --config gacd" GACD_MNV2="gacd --config gacd --lr 0.01" # as in CRD's code
 HEAD="--solver adversarial --weight-decays 0.1 0.03 0.01"
 AFT="pgdat --config aft"
-HALF_RATES="0.025 0.05 0.05 0.05" DOUBLE_RATES="0.1 0.2 0.2 0.2" FOURFOLD_RATES="0.2 0.4 0.4 0.4" # the recipe rates: GACD, ARD, PGD-AT, RSLAD
+# The recipe rates: GACD, ARD, PGD-AT, RSLAD.
+HALF_RATES="0.025 0.05 0.05 0.05" DOUBLE_RATES="0.1 0.2 0.2 0.2" FOURFOLD_RATES="0.2 0.4 0.4 0.4"
 
 # Equal total cost: GACD's 240 epochs and AFT's 25 cost what 286 epochs of PGD-AT do.
 PGDAT_EPOCHS="--epochs 286 --milestones 143 215" AFT_ALONE="--epochs 25"

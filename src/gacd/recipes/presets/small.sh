@@ -20,7 +20,8 @@ IGDM="igdm --lr 0.2 $cycle $attack"
 GACD="gacd --lr 0.1 $cycle $attack" GACD_MNV2=$GACD
 HEAD="--solver adversarial --weight-decays 0.1 0.03 0.01 --epochs 1 --steps 2 --step-size 5/255"
 AFT="pgdat --lr 0.2 $cycle $attack"
-HALF_RATES="0.05 1 0.1 1" DOUBLE_RATES="0.2 4 0.4 4" FOURFOLD_RATES="0.4 8 0.8 8" # the recipe rates: GACD, ARD, PGD-AT, RSLAD
+# The recipe rates: GACD, ARD, PGD-AT, RSLAD.
+HALF_RATES="0.05 1 0.1 1" DOUBLE_RATES="0.2 4 0.4 4" FOURFOLD_RATES="0.4 8 0.8 8"
 
 # The claim's row: equal total cost, that of so many epochs of PGD-AT; what is fine-tuned leaves four of them for that.
 PGDAT_EPOCHS="--epochs 13" AFT_ALONE="--epochs 4"
