@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gacd.losses import cosine_cost, cross_entropy, kl, margin_loss, reweighted_nce, sinkhorn, transport
+from gacd.losses import cosine_cost, cross_entropy, kl, magnitude, margin_loss, reweighted_nce, sinkhorn, transport
 
 
 def numbers(*shape, seed=0, scale=1.0):
@@ -33,6 +33,13 @@ def test_kl_cross_entropy_and_margin_equal_their_loops(scale):
     for value in (kl(p, q), cross_entropy(q, y), margin_loss(q, y)):
         assert value.shape == (7,)
         assert value.dtype == torch.float64
+
+
+def test_a_masked_class_has_no_part_in_the_magnitude_of_logits():
+    z = torch.tensor([[3.0, -2.0, -40.0], [3.0, -2.0, -1e9], [1e9, -2.0, 1.0], [0.0, 0.0, 0.0]])
+    assert magnitude(z).tolist() == [40.0, 3.0, 1e9, 0.0]
+    assert magnitude(torch.tensor([[1.0, math.nan]])).isnan().all()
+    assert magnitude(torch.tensor([[-5.0]])).tolist() == [5.0]
 
 
 def test_both_sides_of_kl_carry_gradient():

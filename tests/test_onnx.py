@@ -52,6 +52,16 @@ def test_every_family(name):
     assert not any(folder.encode() in raw for folder in ("site-packages", "/src/"))
 
 
+def test_other_logits_beside_a_masked_class_are_other_logits():
+    def logits(x, more=0.0):
+        return torch.cat([x.flatten(1)[:, :3] + more, torch.full((len(x), 1), -1e9)], 1)
+
+    x = noise.uniform(2, torch.arange(9), (3, 2, 2))
+    assert compare(logits, lambda part: logits(part, 1e-6), x) < 1e-4
+    with pytest.raises(GacdError, match="0 of 9 classes differ"):
+        compare(logits, lambda part: logits(part, 1e-2), x)
+
+
 def test_a_run_s_file(run, capsys):
     assert main(["export", "t", "--onnx", "t.onnx", "--out", "t.safetensors", "--half", "true"]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -2,10 +2,12 @@
 
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from test_square import curved, images
+from torch.nn import functional as F
 
 from gacd.attacks.apgd import APGD, TargetedAPGD
 from gacd.attacks.fab import TargetedFAB
@@ -93,14 +95,22 @@ def test_every_image_is_attacked_as_if_it_were_alone(search):
             assert (torch.equal(found[i][0], image[0]), found[i][1]) == (True, beaten)
 
 
+def padded(z, classes):
+    return F.pad(z.flatten(1), (0, classes), value=-1e9)
+
+
 def test_beaten_is_by_more_than_rounding_of_the_images_own_logits():
-    """Labels 0, logits the two pixels: wrong by 0.5e-4 and 2e-4 of the larger, right by 0.5 %, 2 % and 100 % of it."""
+    """Labels 0, logits the two pixels: wrong by 0.5e-4 and 2e-4 of the larger, right by 0.5 %, 2 % and 100 % of it.
+
+    A class that is masked changes nothing.
+    """
     x = [[0.1, 0.1 * (1 + 0.5e-4)], [0.1, 0.1 * (1 + 2e-4)], [0.1, 0.0995], [0.1, 0.098], [1.0, 0.0]]
     x = torch.tensor(x).view(5, 1, 1, 2)
     y, which = torch.zeros(5, dtype=torch.int64), torch.arange(5)
-    for context, near in ((nullcontext, False), (ROUGHLY, True)):
+    for context, masked in product((nullcontext, ROUGHLY), (0, 1)):
+        near = context is ROUGHLY
         for chunk in (5, 1):  # side by side, and one after the other in one slot
-            found = swept(Still(), lambda z: z.flatten(1), x, y, which, chunk, context)
+            found = swept(Still(), partial(padded, classes=masked), x, y, which, chunk, context)
             assert [found[i][1] for i in range(5)] == [near, True, near, False, False]
             assert all(torch.equal(found[i][0], x[i] if i == 1 else 1 - x[i]) for i in range(5))
 

@@ -14,7 +14,7 @@ from gacd import checkpoint, onnx_file
 from gacd import data as datasets
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
-from gacd.losses import margin_loss
+from gacd.losses import magnitude, margin_loss
 from gacd.results import fingerprint
 from gacd.tables import clean
 from gacd.witness import Pack, invalid, read
@@ -106,7 +106,7 @@ def score(
     logits = torch.cat(parts)
     if not bool(logits.isfinite().all()):
         raise invalid("the network's logits are not finite")
-    close = margin_loss(logits, y).abs() <= rounding * logits.abs().amax(1)
+    close = margin_loss(logits, y).abs() <= rounding * magnitude(logits)
     differ = (logits.argmax(1) == y) != said
     wrong = differ & ~close
     if wrong[:n].any():

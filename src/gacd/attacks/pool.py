@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gacd.attacks.official import Official
 from gacd.attacks.search import Rows, Search, advance, ask, begin, strengths
-from gacd.losses import margin_loss
+from gacd.losses import magnitude, margin_loss
 
 # (positions (B,)) -> images (B,C,H,W), labels (B,), natural logits (B,K), on the device
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -72,7 +72,7 @@ def sweep(
         with context():
             logits, value, gradient = ask(search, model, pool)
             near = _near(logits.device.type)
-        z, largest = pool["z"], logits.float().abs().amax(1)
+        z, largest = pool["z"], magnitude(logits)
         margin, counts = margin_loss(logits, pool["y"]), search.candidates(pool)
         advance(search, pool, logits, value, gradient)
         beaten, t = ((margin > BEATEN * largest) & counts).cpu(), pool["t"].cpu()

@@ -15,7 +15,7 @@ from gacd.attacks.loop import projection
 from gacd.attacks.pool import sweep
 from gacd.attacks.search import PGD, Search, uniform_in_ball
 from gacd.audits.fresh import Fresh
-from gacd.losses import cross_entropy, margin_loss
+from gacd.losses import cross_entropy, magnitude, margin_loss
 
 CROSS_ENTROPY = re.compile(r"fgsm|pgd\d*(x\d+)?|apgd-ce\d*(x\d+)?")  # attacks that a scale of the logits can blind
 NEEDED = ("logits", "cross-entropy's gradients", "the margin's gradients")  # by an attack
@@ -190,5 +190,5 @@ class Case:
     def differ(self, logits: Tensor, y: Tensor, right: Tensor) -> Tensor:
         """Where logits (m,K) contradict verdicts (m,) by more than rounding, (m,) bool."""
         margin = margin_loss(logits, y)
-        certain = ~(margin.abs() <= self.tolerance * logits.abs().amax(1))  # NaN is a contradiction
+        certain = ~(margin.abs() <= self.tolerance * magnitude(logits))  # NaN is a contradiction
         return ((margin < 0).cpu() != right.cpu()) & certain.cpu()

@@ -11,7 +11,7 @@ from gacd import noise
 from gacd.audits.case import NEEDED, Case, Result
 from gacd.audits.fresh import Killed
 from gacd.errors import GacdError
-from gacd.losses import cross_entropy, margin_loss
+from gacd.losses import cross_entropy, magnitude, margin_loss
 
 RECHECKED = 100  # images
 
@@ -54,9 +54,11 @@ def batch_independence(case: Case) -> Result:
             case.network(torch.cat([1 - rest, 1 - x, x.flip(0)]))[-m:].flip(0),  # other neighbours, other places
             torch.cat([case.network(torch.stack([image, 0 * image]))[:1] for image in x]),
         ]
-    worst = float(torch.stack([(batch - alone).abs().max() for batch in batches]).max())  # NaN if any is
-    worst /= max(float(alone.abs().max()), 1e-30)
-    says = f"an image's logits alone and in other batches differ by {worst:.1e} of the largest"
+    usual = magnitude(alone).median().clamp_min(1e-30)
+    worst = float(
+        torch.stack([((batch - alone).abs() / alone.abs().clamp_min(usual)).max() for batch in batches]).max()
+    )
+    says = f"an image's logits alone and in other batches differ by {worst:.1e} of the usual largest"  # NaN if any is
     return worst <= case.tolerance, says, "statistics of the batch in the forward? it must depend on the image alone"
 
 
