@@ -86,8 +86,8 @@ def test_evaluate_gives_it_the_images_still_right_in_chunks(asked):
 
 
 def test_few_classes_and_a_missing_package_are_said(monkeypatch):
-    with pytest.raises(InputError, match="at least 4 classes: 3"):
-        Official(norm="Linf", **(THREAT | dict(classes=3)))
+    with pytest.raises(InputError, match="at least 10 classes: 9"):
+        Official(norm="Linf", **(THREAT | dict(classes=9)))
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(InputError, match=r"not installed.*autoattack"):
         Official(norm="Linf", **THREAT)

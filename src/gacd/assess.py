@@ -79,6 +79,8 @@ def evaluate(
     """
     if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
+    if devices < 1:
+        raise UsageError("devices must be at least 1", devices)
     if not 0 <= witnesses <= KEPT:
         raise UsageError(f"witnesses must be from 0 to {KEPT}", witnesses)
     opened = checkpoint.open_source(source, mean=mean, std=std)
@@ -162,8 +164,12 @@ def evaluate(
                     )
                     if not result and found[-1].exit_code < 4:
                         found[-1].findings.append(NOT_FINITE)
-                    if result and found[-1].exit_code < 4:
-                        new = results.entries(result, origin, fabric.device, found[-1])
+                    journal.settled = found[-1].exit_code < 4
+                    if result and journal.settled:
+                        new = results.entries(result, origin, fabric.device, found[-1], audits)
+                        if where and audits == "quick" and (doubts := results.doubted(where, new)):
+                            found[-1].findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
+                            new = results.entries(result, origin, fabric.device, found[-1], "full")
                         rows += new[1:] if rows else new  # the natural images are the same at every radius
                         seconds = result.seconds if len(eps) == 1 else {}
                         if where and witnesses:
@@ -183,7 +189,7 @@ def evaluate(
             say.print(f"written to {where / 'results.json'}", markup=False)
             for pack in packs:
                 say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
-    _conclude(found, eps, say)
+    _conclude(found, eps, say, audits)
 
 
 @contextmanager
@@ -228,7 +234,7 @@ def _table(rows: list[dict[str, Any]], seconds: dict[str, float]) -> Table:
     return table
 
 
-def _conclude(found: list[Audit], eps: list[float], say: Console) -> None:
+def _conclude(found: list[Audit], eps: list[float], say: Console, audits: str) -> None:
     """Prints what the audits found; raises what is not trusted."""
     worst = max(found, key=lambda result: result.exit_code)
     for radius, result in zip(eps, found, strict=True):
@@ -239,7 +245,7 @@ def _conclude(found: list[Audit], eps: list[float], say: Console) -> None:
     left = [finding.name for finding in worst.findings if finding.outcome == "skipped"]
     if worst.exit_code == 0:
         also = f"; skipped: {', '.join(left)}" if left else ""
-        say.print(f"TRUSTED: {passed} audits passed{also} ({worst.seconds:.0f} s)", markup=False)
+        say.print(f"TRUSTED: {passed} {audits} audits passed{also} ({worst.seconds:.0f} s)", markup=False)
         return
     names = ", ".join(finding.name for finding in worst.troubles)
     if worst.exit_code == 3:

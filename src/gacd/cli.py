@@ -142,7 +142,9 @@ def _hint(word: str, known: Iterable[str]) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    print("gacd: error:", " ".join(line.split()), file=sys.stderr)
+    words = " ".join(line.split())  # names in foreign files come this way too
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+    print("gacd: error:", shown, file=sys.stderr)
     return code
 
 

@@ -22,13 +22,14 @@ class Journal:
     """Verdicts by attack and stage; one file each time some are noted.
 
     Args:
-        folder: where the journal's own lies, locked inside `with` and deleted at its end; None keeps nothing.
+        folder: where its own lies, locked inside `with` and, if `settled`, deleted at its end; None keeps nothing.
         key: whatever a verdict depends on; another key is another journal.
         keep: images at positions from here on are not kept, only their verdicts.
     """
 
     def __init__(self, folder: Path | None = None, key: dict[str, Any] | None = None, *, keep: int = KEPT):
         self.keep, self.owner = keep, ExitStack()
+        self.settled = True
         self.folder: Path | None = None
         self.name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]  # of the key
         if folder is not None:
@@ -71,7 +72,7 @@ class Journal:
 
     def __exit__(self, kind: type | None, *error: object) -> None:
         """Forgets everything if all went well, since then the results are written; or if there is nothing to keep."""
-        if self.folder is not None and ranks.rank() == 0 and (kind is None or not self._files()):
+        if self.folder is not None and ranks.rank() == 0 and ((kind is None and self.settled) or not self._files()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self.owner.close()
 

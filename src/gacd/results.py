@@ -21,8 +21,12 @@ from gacd.evaluation import Evaluation, interval
 
 SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "steps", "seed", "chunk", "search")
 
+EARLIER = "earlier, full audits"  # a finding's name
 
-def entries(result: Evaluation, origin: dict[str, Any], device: torch.device, audit: Audit) -> list[dict[str, Any]]:
+
+def entries(
+    result: Evaluation, origin: dict[str, Any], device: torch.device, audit: Audit, audits: str
+) -> list[dict[str, Any]]:
     """An evaluation as entries: natural, each attack, and the worst case per image.
 
     Args:
@@ -30,6 +34,7 @@ def entries(result: Evaluation, origin: dict[str, Any], device: torch.device, au
         origin: the weights, their SHA-256, data and n, seed, chunk, and precision of the search.
         device: where it was computed.
         audit: of it.
+        audits: "quick" or "full".
     """
     masks = dict(result.correct)
     if len(result.threats) > 1:
@@ -46,7 +51,7 @@ def entries(result: Evaluation, origin: dict[str, Any], device: torch.device, au
                 threat[key] = str(Ratio(threat[key]))
         correct = int(mask.sum())
         number = dict(accuracy=correct / result.n, correct=correct, interval=list(interval(correct, result.n)))
-        verdict = dict(verdict=audit.verdict, doubts=doubts) if threat else {}
+        verdict = dict(verdict=audit.verdict, audits=audits, doubts=doubts) if threat else {}
         rows.append(origin | dict(split="test", attack=name) | threat | number | verdict | provenance(device))
     return rows
 
@@ -69,6 +74,15 @@ def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> None:
         size = sum(p.numel() for p in model.parameters())
         payload = dict(format=1, model=getattr(model, "name", type(model).__name__), parameters=size, results=rows)
         checkpoint.replace(path, (json.dumps(payload, indent=1) + "\n").encode())
+
+
+def doubted(run: Path, new: list[dict[str, Any]]) -> list[str]:
+    """What full audits found against the same numbers, which quick ones cannot take back."""
+    old = read(run)["results"] if (run / "results.json").exists() else []
+    same = {(_key(row), row.get("data_sha256")) for row in new if "verdict" in row}
+    kept = [row for row in old if (_key(row), row.get("data_sha256")) in same and row.get("verdict") == "SUSPECT"]
+    doubts = {str(doubt) for row in kept if row.get("audits") == "full" for doubt in row.get("doubts") or []}
+    return sorted(doubt.removeprefix("suspect: ").removeprefix(f"{EARLIER}: ") for doubt in doubts)
 
 
 def read(run: Path) -> dict[str, Any]:

@@ -21,15 +21,17 @@ class Official(Search):
     """The four attacks one after the other, each on what the ones before left.
 
     Args:
-        classes: of the network; targeted attacks need at least 4.
+        classes: of the network; its nine targets an image need ten.
     """
 
     steps = 1
 
     def __init__(self, *, norm: str, eps: float, seed: int, classes: int, restart: int = 0):
         super().__init__(norm=norm, eps=eps, seed=seed)
-        if classes < 4:
-            raise InputError("AutoAttack's targeted losses need at least 4 classes", classes, "cascade, or margin20x5")
+        if classes < 10:
+            raise InputError(
+                "AutoAttack's targeted attacks need at least 10 classes", classes, "cascade, or margin20x5"
+            )
         self.package()
         self.restart = restart
 

@@ -1,0 +1,76 @@
+"""The command evaluate: what its audits find is not taken back, what it has judged is not lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_witness import fitted, keep, packs
+
+from gacd import data, witness
+from gacd.audit import Audit, Finding
+from gacd.cli import main
+
+ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd2", "--precision", "32"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keep(fitted(data.load("digits")), tmp_path / "t")
+    return tmp_path / "t"
+
+
+@pytest.fixture
+def find(monkeypatch):
+    """Puts a finding in the place of all audits."""
+
+    def audits_find(outcome):
+        finding = Finding("black box", outcome, "9 images")
+        monkeypatch.setattr("gacd.assess.audit", lambda *_, **__: Audit([finding]))
+
+    return audits_find
+
+
+def verdicts(run):
+    rows = json.loads((run / "results.json").read_text())["results"]
+    found = {(row["verdict"], row["audits"], *row["doubts"]) for row in rows if "verdict" in row}
+    assert {witness.read(pack).about["verdict"] for pack in packs(run)} == {verdict for verdict, *_ in found}
+    return found
+
+
+def test_quick_audits_do_not_take_back_what_full_ones_found(run, find, capsys):
+    find("suspect")
+    assert main([*ARGV, "--audits", "full"]) == 3
+    assert verdicts(run) == {("SUSPECT", "full", "suspect: black box: 9 images")}
+    find("passed")
+    for _ in range(2):
+        assert main(ARGV) == 3
+        assert verdicts(run) == {("SUSPECT", "full", "suspect: earlier, full audits: black box: 9 images")}
+    assert "SUSPECT" in capsys.readouterr().err
+    assert main([*ARGV, "--seed", "1"]) == 0  # other numbers
+    assert main([*ARGV, "--audits", "full"]) == 0
+    assert main(ARGV) == 0
+    assert {verdict for verdict, *_ in verdicts(run)} == {"TRUSTED"}
+    assert "TRUSTED: 1 quick audits passed" in capsys.readouterr().out
+
+
+def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, find):
+    find("invalid")
+    assert main(ARGV) == 4
+    assert not (run / "results.json").exists()
+    assert list(run.glob(".evaluation-*/*.pt"))
+    find("passed")
+    assert main(ARGV) == 0
+    assert not list(run.glob(".evaluation-*"))
+    assert len(json.loads((run / "results.json").read_text())["results"]) == 4
+
+
+def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):
+    assert main([*ARGV, "--devices", "0"]) == 2
+    torch.save({"\x1b[31mevil\x07": torch.ones(3)}, "x.pt")
+    assert main(["evaluate", "resnet8-x0.25:x.pt", "--data", "digits"]) == 1
+    said = capsys.readouterr().err
+    assert "devices must be at least 1: 0" in said and "evil" in said
+    assert said.count("\n") == 2 and not set(said) & {"\x1b", "\x07"}
+    assert not list(Path().glob("t/results.json"))
