@@ -52,7 +52,10 @@ def test_quick_audits_do_not_take_back_what_full_ones_found(run, find, capsys):
     assert main([*ARGV, "--audits", "full"]) == 0
     assert main(ARGV) == 0
     assert {verdict for verdict, *_ in verdicts(run)} == {"TRUSTED"}
-    assert "TRUSTED: 1 quick audits passed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "TRUSTED: 1 quick audits passed" in said and "every attack here follows cross-entropy" in said
+    assert main([*ARGV[:6], "margin2"]) == 0
+    assert "cross-entropy" not in capsys.readouterr().out
 
 
 def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, find):

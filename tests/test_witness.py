@@ -182,7 +182,10 @@ def test_without_the_data_set_the_rest_is_checked(place, capsys):
     assert main(["verify", "t", "moved.safetensors", "--data", "cifar10", "--data-dir", "none"]) == 1
 
 
-@pytest.mark.parametrize(("norm", "eps", "attack"), [("Linf", 0.0123456789, "fab-t2"), ("L2", 0.7, "pgd2")])
+BALLS = [("Linf", 0.0123456789, "fab-t2"), ("L2", 0.7, "pgd2"), ("L2", 20.0, "pgd2")]  # the last is larger than the box
+
+
+@pytest.mark.parametrize(("norm", "eps", "attack"), BALLS)
 def test_balls_at_any_radius(digits, tmp_path, norm, eps, attack):
     split, model = digits.test.take(torch.arange(50)), fitted(digits)
     journal = Journal(tmp_path, {})

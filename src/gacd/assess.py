@@ -14,6 +14,7 @@ from rich.table import Table
 from gacd import checkpoint, ranks, results, witness
 from gacd import data as datasets
 from gacd.audit import MOST, Audit, Finding, audit
+from gacd.audits.case import CROSS_ENTROPY
 from gacd.audits.fresh import Fresh
 from gacd.cli import Ratio
 from gacd.datasets import Split
@@ -185,6 +186,8 @@ def evaluate(
         say.print(_table(rows, seconds))
         if "pgd20" in attacks:
             say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
+        if all(CROSS_ENTROPY.fullmatch(name) for name in attacks):
+            say.print("every attack here follows cross-entropy: margin20 beside it may well find more")
         if where:
             say.print(f"written to {where / 'results.json'}", markup=False)
             for pack in packs:

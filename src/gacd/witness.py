@@ -41,7 +41,7 @@ TENSORS = {  # dtype and shape: n images, m of them beaten, a attacks
 ABOUT = dict(norm=str, eps=str, attacks=list, threats=dict, data=str, data_sha256=str, evaluated=int, classes=int)
 ABOUT |= dict(source=str, weights=str, weights_sha256=str, architecture=str, verdict=str, device=str, gacd=str)
 ABOUT |= dict(n=int, correct=dict, accuracy=dict)
-REACH = {"Linf": 0.9, "L2": 0.5}  # of the radius: random starts alone come further, what the box leaves of them too
+REACH = {"Linf": 0.9, "L2": 0.5}  # of what the ball and [0,1] leave: random starts alone come further
 
 
 @dataclass
@@ -63,7 +63,15 @@ class Pack:
     @property
     def farthest(self) -> float:
         """The largest distance of a witness from its image, in the pack's norm."""
-        delta = self.tensors["witnesses"].double() - self.x[self.tensors["beaten"]].double()
+        return self._longest(self.tensors["witnesses"].double() - self.x[self.tensors["beaten"]].double())
+
+    @property
+    def reach(self) -> float:
+        """The largest distance that the ball and [0,1] leave any of its beaten images."""
+        x = self.x[self.tensors["beaten"]].double()
+        return min(self.eps, self._longest(x.maximum(1 - x)))
+
+    def _longest(self, delta: Tensor) -> float:
         length = delta.flatten(1).norm(dim=1, p=2 if self.about["norm"] == "L2" else torch.inf)
         return float(length.max()) if len(length) else 0.0
 
@@ -237,7 +245,7 @@ def _near(pack: Pack) -> None:
         raise invalid(f"a witness outside [0,1] or its ball, {about['norm']} {about['eps']}", pack.named(outside))
     nearest = torch.tensor([1 + i for i, name in enumerate(about["attacks"]) if parse_attack(name).family == "fab-t"])
     sent_far = int((~torch.isin(pack.tensors["found_by"], nearest)).sum())
-    if sent_far >= 10 and pack.farthest < REACH[about["norm"]] * pack.eps:
+    if sent_far >= 10 and pack.farthest < REACH[about["norm"]] * pack.reach:
         raise invalid(f"no witness comes near the radius {about['eps']}", f"the farthest is at {pack.farthest:.4g}")
 
 
