@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_witness import fitted, keep, packs
 
-from gacd import data, witness
+from gacd import checkpoint, data, witness
 from gacd.audit import Audit, Finding
 from gacd.cli import main
 
@@ -67,6 +67,16 @@ def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, fi
     assert main(ARGV) == 0
     assert not list(run.glob(".evaluation-*"))
     assert len(json.loads((run / "results.json").read_text())["results"]) == 4
+
+
+def test_other_classes_than_the_source_s_are_said(run, find, capsys):
+    find("passed")
+    best = run / "checkpoints/best.pt"
+    payload = checkpoint.read(best)
+    for classes, warned in ((list("0123456789"), False), (list("9876543210"), True)):
+        checkpoint.write(best, payload | dict(record=payload["record"] | dict(classes=classes)))
+        assert main(ARGV) == 0
+        assert ("t was made for other classes than digits, or another order" in capsys.readouterr().err) == warned
 
 
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):

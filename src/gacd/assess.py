@@ -1,5 +1,6 @@
 """The command `evaluate`: accuracy on test images and under attack, and whether the number can be believed."""
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -101,6 +102,8 @@ def evaluate(
     say = Console(quiet=not first)
     for note in opened.notes:
         say.print(note, markup=False)
+    if first and opened.record.get("classes") not in (None, images.classes):
+        print(f"gacd: warning: {source} was made for other classes than {data}, or another order", file=sys.stderr)
     where = Path(out) if out else opened.run
     if where is None:
         say.print("nothing is kept of this evaluation without --out: no results.json, and a stopped one starts anew")
