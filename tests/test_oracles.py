@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_apgd import bumpy, plane_case
 from torch import nn
+from torch.nn import functional as F
 
 from gacd import noise
 from gacd.attacks.names import CASCADE, LOSSES, MAKERS, parse_attack
@@ -122,4 +123,10 @@ def test_autoattack_beats_every_image_of_a_linear_network_that_can_be(scale):
 def test_autoattack_on_curved_borders():
     pytest.importorskip("pyautoattack")
     x, y, eps, robust = plane_case()
-    assert evaluate(Bumpy(), (x[~robust], y[~robust]), ["autoattack"], eps=eps).worst == 0
+
+    class OfTenClasses(Bumpy):
+        def forward(self, x):
+            z = super().forward(x)
+            return F.pad(z, (0, 10 - z.shape[1]), value=-10.0)
+
+    assert evaluate(OfTenClasses(), (x[~robust], y[~robust]), ["autoattack"], eps=eps).worst == 0
