@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_witness import fitted, keep, packs
+from students import network, save
+from test_witness import packs
 
 from gacd import checkpoint, data, witness
 from gacd.audit import Audit, Finding
@@ -17,7 +18,8 @@ ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd2", "--precision"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    keep(fitted(data.load("digits")), tmp_path / "t")
+    images = data.load("digits")
+    save(tmp_path / "t", network("resnet8-x0.5", 0, images), images)
     return tmp_path / "t"
 
 

@@ -5,8 +5,8 @@ import sys
 
 import onnx
 import pytest
+import students
 import torch
-from test_witness import fitted, keep
 from torch import nn
 
 from gacd import assess, checkpoint, data, noise, onnx_file, witness
@@ -33,7 +33,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(assess, "audit", lambda *args, **options: Audit())
     monkeypatch.setenv("COLUMNS", "200")
-    keep(fitted(data.load("digits")), tmp_path / "t")
+    images = data.load("digits")
+    students.save(tmp_path / "t", students.network("resnet8-x0.5", 0, images), images)
     assert (
         main(["evaluate", "t", "--n", "60", "--attacks", "pgd2", "margin2", "--eps", "8/255", "--precision", "32"]) == 0
     )
@@ -92,7 +93,7 @@ def test_a_file_that_computes_something_else_is_invalid(run, capsys):
     x = noise.uniform(2, torch.arange(2), (1, 8, 8))
     bare, claims = {}, dict(weights_sha256=checkpoint.digest(checkpoint.load("t")))
     for about, other, code in ((bare, False, 0), (bare, True, 4), (claims, True, 4)):
-        model = fitted(data.load("digits"), 1) if other else checkpoint.load("t")
+        model = students.network("resnet8-x0.5", 1, data.load("digits")) if other else checkpoint.load("t")
         (run / "x.onnx").write_bytes(graph(model, x, about))
         capsys.readouterr()
         assert main(["verify", "t/x.onnx", str(pack)]) == code
