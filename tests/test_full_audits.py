@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from broken import Broken, Shattered
+from broken import Broken, HugeLogits, Shattered
 from sounds import EPS, finding, verdicts
 
 from gacd import data
@@ -57,6 +57,10 @@ def test_an_attack_that_a_larger_ball_catches_is_told_by_the_ladder(sound, image
 def test_an_attack_that_has_not_converged_is_told_by_twice_its_steps(digits, sound):
     images = data.pixels(digits.test.images[:200]), digits.test.labels[:200]
     assert alone("steps and restarts doubled", sound, images, step_size=EPS / 30)[0] == "suspect"  # 24, 3 allowed
+
+
+def test_a_headline_of_cross_entropy_alone_is_asked_about_the_margin_too(sound, images):
+    assert alone("steps and restarts doubled", HugeLogits(sound), images)[0] == "suspect"
 
 
 def test_noise_finds_what_a_shattered_gradient_hides(sound, images):

@@ -24,6 +24,7 @@ from gacd.errors import Invalid, NotFinite, Suspect, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Journal
+from gacd.prepare import check_ranges
 from gacd.progress import Progress
 
 NOT_FINITE = Finding("finite", "invalid", "NaN or infinity, where no audit looked", "an attack cannot use them")
@@ -81,8 +82,7 @@ def evaluate(
     """
     if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
-    if devices < 1:
-        raise UsageError("devices must be at least 1", devices)
+    check_ranges(dict(devices=devices))
     if not 0 <= witnesses <= KEPT:
         raise UsageError(f"witnesses must be from 0 to {KEPT}", witnesses)
     opened = checkpoint.open_source(source, mean=mean, std=std)
@@ -189,8 +189,8 @@ def evaluate(
         say.print(_table(rows, seconds))
         if "pgd20" in attacks:
             say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
-        if all(CROSS_ENTROPY.fullmatch(name) for name in attacks):
-            say.print("every attack here follows cross-entropy: margin20 beside it may well find more")
+        if all(map(CROSS_ENTROPY.fullmatch, attacks)):
+            say.print("every attack here follows cross-entropy: margin20 beside it may find more; --audits full looks")
         if where:
             say.print(f"written to {where / 'results.json'}", markup=False)
             for pack in packs:

@@ -22,7 +22,7 @@ Rows = dict[str, Tensor]
 
 
 class Search:
-    """One attack at one threat.
+    """One attack at one threat; a kind of it gives `begin`, `objective` and `step`, or like `Official` its own loop.
 
     Args:
         norm: "Linf" or "L2".
