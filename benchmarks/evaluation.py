@@ -39,8 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=[TEACHER], help="sources, as for gacd evaluate")
-    for name, default in dict(n=1000, n_cascade=100, batch=250, rounds=3, threads=torch.get_num_threads()).items():
+    sizes = dict(n=1000, n_cascade=100, batch=250, rounds=3, matrix=2048, threads=torch.get_num_threads())
+    for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
     options = parser.parse_args(argv)
     from gacd.results import provenance
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     for part in options.parts:
         for found in PARTS[part](options):  # network by network
             command = shlex.join(["python", "benchmarks/evaluation.py", *argv])
-            result[part] = found | dict(threads=options.threads, command=command, **provenance())
+            result[part] = found | dict(threads=options.threads, command=command, **provenance(options.device))
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps({part: found}, indent=1), flush=True)
@@ -66,9 +68,9 @@ def pgd(options: argparse.Namespace) -> Iterator[dict]:
 
     rows = []
     for source in options.networks:
-        model, split = opened(source, options.n)
-        sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options.batch)}
-        sides |= ours(model, split, "pgd20")
+        model, split = opened(source, options.n, options.device)
+        sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options)}
+        sides |= ours(model, split, "pgd20", options.device)
         rows.append(dict(network=source, n=len(split)) | race(sides, "torchattacks", options.rounds))
         yield dict(networks=rows)
 
@@ -77,32 +79,34 @@ def cascade(options: argparse.Namespace) -> Iterator[dict]:
     """Our cascade beside the official AutoAttack, and the images that they judge differently."""
     rows = []
     for source in options.networks:
-        model, split = opened(source, options.n_cascade)
+        model, split = opened(source, options.n_cascade, options.device)
         classes = int(split.labels.max()) + 1
         official = Official(norm="Linf", eps=EPS, seed=0, classes=classes)
-        sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options.batch)}
-        sides |= ours(model, split, "cascade")
+        sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options)}
+        sides |= ours(model, split, "cascade", options.device)
         rows.append(dict(network=source, n=len(split)) | race(sides, "autoattack", 1))
         yield dict(networks=rows)
 
 
 def rate(options: argparse.Namespace) -> Iterator[dict]:
     """A ResNet-18's attack steps, as a share of the rate of matrix products in the same precision."""
-    model = build("resnet18").eval().to(memory_format=torch.channels_last)
-    x = noise.uniform(1, torch.arange(options.batch // 2), (3, 32, 32)).contiguous(memory_format=torch.channels_last)
-    y, search, found = torch.arange(len(x)) % 10, PGD(), {}
+    device, n = options.device, options.matrix
+    model = build("resnet18").eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    where = torch.arange(options.batch // 2, device=device)
+    x = noise.uniform(1, where, (3, 32, 32)).contiguous(memory_format=torch.channels_last)
+    y, search, found = where % 10, PGD(), {}
     with attackable(model, x) as quick:
         rows = begin(search, x, y, None, lambda: x)
         with Operations() as counter:
             ask(search, quick, rows)
-        for precision, dtype in precisions().items():
-            a = torch.randn(2048, 2048).to(dtype)
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        for precision, dtype in precisions(device).items():
+            a = torch.randn(n, n, device=device).to(dtype)
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 pairs = [
                     (timed(lambda a=a: a @ a), timed(lambda: ask(search, quick, rows))) for _ in range(options.rounds)
                 ]
             product, step = (min(column) for column in zip(*pairs, strict=True))
-            matrix, attack = 2 * 2048**3 / product, counter.total / step
+            matrix, attack = 2 * n**3 / product, counter.total / step
             found[precision] = dict(matrix_gflops=matrix / 1e9, attack_gflops=attack / 1e9, share=attack / matrix)
     yield dict(network="resnet18", batch=len(x), **found)
 
@@ -134,34 +138,34 @@ print(resident("VmHWM") - before)
 PARTS = {"pgd": pgd, "cascade": cascade, "rate": rate, "memory": memory}
 
 
-def ours(model: nn.Module, split: Split, attack: str) -> dict[str, Callable[[], Tensor]]:
-    """Each precision that the processor is fast at -> who withstood, (N,) bool."""
+def ours(model: nn.Module, split: Split, attack: str, device: str) -> dict[str, Callable[[], Tensor]]:
+    """Each precision that the device is fast at -> who withstood, (N,) bool."""
     fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(dtype: torch.dtype) -> Tensor:
         def context():
-            return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+            return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
         return evaluate(fast, split, [attack], search=context).survivors
 
-    return {f"gacd {name}": lambda dtype=dtype: run(dtype) for name, dtype in precisions().items()}
+    return {f"gacd {name}": lambda dtype=dtype: run(dtype) for name, dtype in precisions(device).items()}
 
 
-def precisions() -> dict[str, torch.dtype]:
-    return {"32": torch.float32} | ({"bf16": torch.bfloat16} if fast_bfloat16("cpu") else {})
+def precisions(device: str) -> dict[str, torch.dtype]:
+    return {"32": torch.float32} | ({"bf16": torch.bfloat16} if fast_bfloat16(device) else {})
 
 
-def batches(model: nn.Module, split: Split, attack: Callable[..., Tensor], size: int) -> Tensor:
+def batches(model: nn.Module, split: Split, attack: Callable[..., Tensor], options: argparse.Namespace) -> Tensor:
     """What the peers' users write: attack each batch, look at the predictions."""
     robust = []
-    for where in torch.arange(len(split)).split(size):
-        x, y = datasets.pixels(split.images[where]), split.labels[where]
+    for where in torch.arange(len(split)).split(options.batch):
+        x, y = datasets.pixels(split.images[where]).to(options.device), split.labels[where].to(options.device)
         with torch.no_grad():
             natural = model(x).argmax(1) == y
         x_adv = attack(model, x, y)
         with torch.no_grad():
             robust.append(natural & (model(x_adv).argmax(1) == y))
-    return torch.cat(robust)
+    return torch.cat(robust).cpu()
 
 
 def race(sides: dict[str, Callable[[], Tensor]], peer: str, rounds: int) -> dict:
@@ -193,15 +197,17 @@ def race(sides: dict[str, Callable[[], Tensor]], peer: str, rounds: int) -> dict
     return dict(sides=found)
 
 
-def opened(source: str, n: int) -> tuple[nn.Module, Split]:
+def opened(source: str, n: int, device: str) -> tuple[nn.Module, Split]:
     """A network and the first test images of the data that it was trained on."""
     found = checkpoint.open_source(source)
-    return found.model, datasets.load(found.record["data"]).test.take(torch.arange(n))
+    return found.model.to(device), datasets.load(found.record["data"]).test.take(torch.arange(n))
 
 
 def timed(step: Callable[[], object]) -> float:
     start = time.perf_counter()
     step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

@@ -150,9 +150,9 @@ def test_evaluation_end_to_end(tmp_path, monkeypatch, taught):
     assert result["rate"] == "of an earlier run"
     assert {"command", "commit", "device", "versions", "threads"} <= set(result["pgd"])
     (row,) = result["pgd"]["networks"]
-    model, split = evaluation.opened(source, 90)
+    model, split = evaluation.opened(source, 90, "cpu")
     natural = (model(split.images / 255).argmax(1) == split.labels).double().mean()
     assert (row["network"], row["n"], row["sides"]["torchattacks"]["robust"]) == (source, 90, float(natural))
     ours = [side for name, side in row["sides"].items() if name.startswith("gacd")]
-    assert len(ours) == len(evaluation.precisions())
+    assert len(ours) == len(evaluation.precisions("cpu"))
     assert all(side["robust"] < natural and not side["only_peer_beats"] and side["only_gacd_beats"] for side in ours)
