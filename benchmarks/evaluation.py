@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precisions", nargs="+", choices=("32", "bf16", "bf16 compiled"), help="all that are fast")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
     options = parser.parse_args(argv)
     from gacd.results import provenance
@@ -70,7 +71,7 @@ def pgd(options: argparse.Namespace) -> Iterator[dict]:
     for source in options.networks:
         model, split = opened(source, options.n, options.device)
         sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options)}
-        sides |= ours(model, split, "pgd20", options.device)
+        sides |= ours(model, split, "pgd20", options)
         rows.append(dict(network=source, n=len(split)) | race(sides, "torchattacks", options.rounds))
         yield dict(networks=rows)
 
@@ -83,7 +84,7 @@ def cascade(options: argparse.Namespace) -> Iterator[dict]:
         classes = int(split.labels.max()) + 1
         official = Official(norm="Linf", eps=EPS, seed=0, classes=classes)
         sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options)}
-        sides |= ours(model, split, "cascade", options.device)
+        sides |= ours(model, split, "cascade", options)
         rows.append(dict(network=source, n=len(split)) | race(sides, "autoattack", 1))
         yield dict(networks=rows)
 
@@ -138,17 +139,25 @@ print(resident("VmHWM") - before)
 PARTS = {"pgd": pgd, "cascade": cascade, "rate": rate, "memory": memory}
 
 
-def ours(model: nn.Module, split: Split, attack: str, device: str) -> dict[str, Callable[[], Tensor]]:
-    """Each precision that the device is fast at -> who withstood, (N,) bool."""
+def ours(model: nn.Module, split: Split, attack: str, options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
+    """Each precision that the device is fast at -> who withstood, (N,) bool; compiled too on a GPU.
+
+    Peers have convolutions in TF32, which is PyTorch's default; ours have none, as under the command.
+    """
     fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def run(dtype: torch.dtype) -> Tensor:
+    def run(dtype: torch.dtype, compile: bool) -> Tensor:
         def context():
-            return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+            return torch.autocast(options.device, dtype, enabled=dtype != torch.float32)
 
-        return evaluate(fast, split, [attack], search=context).survivors
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            return evaluate(fast, split, [attack], search=context, compile=compile).survivors
 
-    return {f"gacd {name}": lambda dtype=dtype: run(dtype) for name, dtype in precisions(device).items()}
+    sides = {name: (dtype, False) for name, dtype in precisions(options.device).items()}
+    if options.device == "cuda" and "bf16" in sides:
+        sides["bf16 compiled"] = (torch.bfloat16, True)
+    asked = options.precisions or sides
+    return {f"gacd {name}": lambda how=how: run(*how) for name, how in sides.items() if name in asked}
 
 
 def precisions(device: str) -> dict[str, torch.dtype]:

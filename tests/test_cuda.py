@@ -3,6 +3,8 @@
 Where there is one, the rest of the suite runs its commands on it too; this file is what the CPU alone cannot ask.
 """
 
+import json
+
 import pytest
 import torch
 from sounds import EPS
@@ -95,6 +97,19 @@ def test_in_bfloat16_too_a_stopped_run_ends_as_one_that_was_not(tmp_path, monkey
         assert main([*argv, "--out", str(stopped)]) == 143
     assert main([*argv, "--out", str(stopped)]) == 0
     assert differing(whole, stopped) == []
+
+
+def test_a_compiled_search_beats_the_same_images(tmp_path, monkeypatch, digits):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "t", network("resnet8-x0.5", 0, digits), digits)
+    found = []
+    for compile in ("false", "true"):
+        argv = ["evaluate", "t", "--eps", "0.02", "--attacks", "pgd20", "margin20", "square50", "--compile", compile]
+        assert main([*argv, "--out", compile]) == 0
+        found.append(json.loads((tmp_path / compile / "results.json").read_text())["results"])
+    assert [{row["search"] for row in rows} for rows in found] == [{"bf16"}, {"bf16, compiled"}]
+    for one, other in zip(*found, strict=True):
+        assert abs(one["correct"] - other["correct"]) <= 1
 
 
 def test_a_pack_made_on_one_device_is_verified_on_the_other(tmp_path, monkeypatch, digits):

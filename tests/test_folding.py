@@ -6,6 +6,7 @@ from torch import nn
 
 from gacd import noise
 from gacd.attacks import evaluating
+from gacd.evaluation import evaluate
 from gacd.methods import PGDAT
 from gacd.models import build
 from gacd.models.folding import attackable
@@ -117,3 +118,28 @@ def test_training_attacks_the_network_of_that_moment():
     anew.student.load_state_dict(model.state_dict())
     assert loss(method.attack(x, y)) == pytest.approx(float(loss(anew.attack(x, y))), rel=1e-3)
     assert loss(method.attack(x, y)) > loss(x)
+
+
+def test_what_is_compiled_is_the_network_without_its_parameters_gradients(monkeypatch):
+    asked = []
+
+    def compiled(model, **options):
+        asked.append([parameter.requires_grad for parameter in model.parameters()])
+        return whole(model, backend="aot_eager", **options)
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    model, x, y = build("resnet8-x0.25"), images(), torch.arange(8)
+    learn(model)
+    before = model.state_dict()
+    with attackable(model, x, compile=True) as quick, evaluating(model):
+        found = []
+        for network in (quick, model):
+            z = x.clone().requires_grad_()
+            logits = network(z)
+            found.append((logits, *torch.autograd.grad(logits.gather(1, y[:, None]).sum(), z)))
+    assert not any(asked[0]) and all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    results = [evaluate(model, (x, y), ["pgd3"], eps=0.01, compile=compile) for compile in (True, False)]
+    assert len(asked) == 2 and torch.equal(*[torch.stack(list(result.correct.values())) for result in results])

@@ -110,7 +110,7 @@ def train(
         say.print(f"a step costs {price['forwards']:.1f} forwards of the student an image", style="dim")
         teaches = guide.model.name if guide and isinstance(guide.model, models.Classifier) else teacher
         stage = dict(method=method, model=student.name, teacher=teaches, data=data)
-        began(run, price, chosen, stage | dict(weights=method_options.get("weights")), init)
+        began(run, price, chosen, fabric.device, stage | dict(weights=method_options.get("weights")), init)
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
             if not built.trains_head:

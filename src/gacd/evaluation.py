@@ -40,6 +40,7 @@ def evaluate(
     step_size: float | None = None,
     seed: int = 0,
     chunk: int | None = None,
+    compile: bool = False,
     search: Callable[[], AbstractContextManager] = nullcontext,
     done: Callable[[int], None] = lambda n: None,
     running: Callable[[str, int, int], None] = lambda name, robust, judged: None,
@@ -56,8 +57,9 @@ def evaluate(
         eps: radius, in pixel units.
         step_size: in pixel units; eps / 4 if absent, which is 2/255 at 8/255.
         seed: of the random starts.
-        chunk: images per forward, at most all; 64 on a CPU and 250 on a GPU if absent. Verdicts may differ between
+        chunk: images per forward, at most all; 64 on a CPU and 500 on a GPU if absent. Verdicts may differ between
             chunk sizes by the last bit of a gradient.
+        compile: fuses the kernels of the network that is searched by torch.compile; for CUDA, see docs/results.md.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
         done: called with a number of images as each attack is through with them.
         running: called, as an attack of several stages goes through the images, with its name and stage, how many it
@@ -83,7 +85,7 @@ def evaluate(
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
     _try(model, _pixels(x[:1], device))
-    with attackable(model, _pixels(x[:1], device), anew=True) as quick, torch.no_grad():
+    with attackable(model, _pixels(x[:1], device), anew=True, compile=compile) as quick, torch.no_grad():
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
         logits = logits_of(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
         if int(y.max()) >= logits.shape[1]:
@@ -195,7 +197,7 @@ def rows_on(device: torch.device | str) -> int:
 
     On a CPU few rows keep feature maps in its caches, and lose least as the last images of an attack drop out.
     """
-    return 64 if torch.device(device).type == "cpu" else 250
+    return 64 if torch.device(device).type == "cpu" else 500
 
 
 def images_of(data: Any) -> tuple[Tensor, Tensor]:

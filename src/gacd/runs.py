@@ -168,18 +168,21 @@ def check_options(out: Path, options: dict[str, Any], free: set[str]) -> None:
         raise UsageError(f"the run was started with other options: {what}", out, "give those, or another --out")
 
 
-def began(out: Path, cost: dict[str, Any], precision: str, stage: dict[str, Any], init: str | None) -> None:
+def began(
+    out: Path, cost: dict[str, Any], precision: str, device: torch.device, stage: dict[str, Any], init: str | None
+) -> None:
     """Notes in run.json what a training is, what it costs, and when, where and by what it was started or resumed.
 
     Args:
         out: run directory.
         cost: from `cost.price`.
-        precision: chosen.
+        precision, device: chosen.
         stage: "method", "model", "teacher" (its network, or None), "data", and the method's "weights", if it has any.
         init: source of the weights that it starts from; if a run, its stages come before this one.
     """
     if ranks.rank() == 0:
-        start = dict(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), precision=precision, **provenance())
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        start = dict(time=now, precision=precision, **provenance(device))
         starts = [*story(out).get("starts", []), start]
         before = [] if init is None else story(Path(init)).get("stages")
         before = before if isinstance(before, list) else [{}]  # nobody knows

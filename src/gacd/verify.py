@@ -19,7 +19,7 @@ from gacd.results import fingerprint
 from gacd.tables import clean
 from gacd.witness import Pack, invalid, read
 
-ROUNDING = {"cpu": 1e-4, "cuda": 1e-3}  # of logits between runtimes, relative to the largest; CUDA's TF32 is coarser
+ROUNDING = {"cpu": 1e-4, "cuda": 1e-3}  # of logits between runtimes, relative to the largest; CUDA may use TF32
 
 
 def verify(

@@ -176,6 +176,8 @@ def _guess(search: Search, pool: Rows, unit: Tensor) -> None:
 
 def _rightly_guessed(unit: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
     """Of rows at forwards t (B,): which no earlier one of their runs changed, and the last of these, both (B,) bool."""
-    same = (unit[:, None] == unit) & (unit >= 0)
-    right = (unit >= 0) & ~(same & (t < t[:, None]) & moved).any(1)
-    return right, right & ~(same & (t > t[:, None]) & right).any(1)
+    place = unit.unique(return_inverse=True)[1]  # of each row's run
+    first = torch.full_like(t, torch.iinfo(t.dtype).max).scatter_reduce(0, place[moved], t[moved], "amin")
+    right = (unit >= 0) & (t <= first[place])
+    last = torch.full_like(t, -1).scatter_reduce(0, place[right], t[right], "amax")
+    return right, right & (t == last[place])

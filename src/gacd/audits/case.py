@@ -64,9 +64,10 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """Rounding between batches, relative to the largest logit."""
-        fast = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-        return 1e-3 if self.x.device.type == "cuda" and fast else 1e-5
+        """Rounding between batches, relative to the largest logit; on CUDA each shape may have its own algorithm."""
+        if self.x.device.type != "cuda":
+            return 1e-5
+        return 1e-3 if torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32 else 1e-4
 
     @cached_property
     def natural(self) -> Tensor:

@@ -6,7 +6,7 @@ times with the same weights, so folding them once saves two passes over every fe
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,19 +19,21 @@ _twins: "WeakKeyDictionary[nn.Module, Twin | None]" = WeakKeyDictionary()
 
 
 @contextmanager
-def attackable(model: nn.Module, x: Tensor, *, anew: bool = False) -> Iterator[Any]:
+def attackable(model: nn.Module, x: Tensor, *, anew: bool = False, compile: bool = False) -> Iterator[Any]:
     """Eval mode inside; yields a network equal to the model up to rounding and faster to attack.
 
     Args:
         model: any network; one with nothing to fold is yielded itself.
         x: (B,C,H,W) images, of which the first shows how convolutions and batch norms are connected.
         anew: looks at that again, since modules may have been changed; the weights are the present ones always.
+        compile: by torch.compile, which has a step for each new shape of images; no gradient reaches the parameters.
     """
     with evaluating(model):
         if anew or model not in _twins:
             _twins[model] = _twin(model, x[:1])
         ready = _twins[model]
-        yield model if ready is None else ready.refreshed(model)
+        quick = model if ready is None else ready.refreshed(model)
+        yield _compiled(quick) if compile else quick
 
 
 class Twin:
@@ -77,6 +79,13 @@ class Twin:
             weight, bias = _fold(originals[conv], originals[norm])
             self.module.get_submodule(conv)._parameters = dict(weight=weight, bias=bias)
         return self.module
+
+
+def _compiled(model: nn.Module) -> Any:
+    """By torch.compile; where the network can be copied without its parameters' gradients, which it would compute."""
+    with suppress(Exception):  # of any type: someone else's network may mind being copied
+        model = copy.deepcopy(model).requires_grad_(False)
+    return torch.compile(model, dynamic=False)
 
 
 def _twin(model: nn.Module, x: Tensor) -> Twin | None:
