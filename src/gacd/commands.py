@@ -87,11 +87,11 @@ def train(
         student, notes = prepare.student(model, started, images)
         arguments: dict[str, Any] = dict(student=student, labels=images.train.labels)
         arguments |= dict(teacher=guide.model) if guide else {}
-        built = cls(**arguments, **method_options)
+        built = cls(**arguments, **method_options).to(fabric.device)
     for note in [*images.notes, *(guide.notes if guide else []), *notes]:
         say.print(note, markup=False)
     if guide and teacher:
-        note = prepare.check_teacher(guide, teacher, images, fabric.device)
+        note = prepare.check_teacher(guide, teacher, images)
         say.print(f"teacher {teacher}: {note}", markup=False)
     if not built.trains_head and not len(images.val):
         raise UsageError("the probe needs held-out images", "--val-size 0", "at least 1")

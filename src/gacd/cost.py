@@ -69,10 +69,10 @@ def count(method: Method, data: Dataset) -> dict[str, float]:
         "flops" of a step, "forward" of the student, and their ratio "forwards": 2n+3 for PGD-AT with n steps.
     """
     method = copy.deepcopy(method).train()
-    index = torch.arange(min(IMAGES, len(data.train)))
-    split = data.train.take(index)
-    x, y = pixels(split.images), split.labels
-    x = x.to(next(method.student.parameters()).dtype)
+    split = data.train.take(torch.arange(min(IMAGES, len(data.train))))
+    weight = next(method.student.parameters())
+    x, y = pixels(split.images.to(weight.device)).to(weight.dtype), split.labels.to(weight.device)
+    index = torch.arange(len(x), device=weight.device)
     for _ in range(2):
         with Operations() as counter:
             method(x, y, index)["loss"].backward()

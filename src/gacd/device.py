@@ -36,6 +36,7 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
         precision = "bf16" if fast_bfloat16(device) else "32"
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # float32 means it, in verdicts and audits: who wants speed has bfloat16
+    torch.backends.cudnn.deterministic = True  # or gradients of weights are summed in any order, and no resume is exact
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor would still sync at the start
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is printed with the other options
     # Banks must not be overwritten by rank 0's: every rank holds all rows already.

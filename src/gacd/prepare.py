@@ -48,7 +48,7 @@ def student(model: str | None, started: Opened | None, images: Dataset) -> tuple
     return network, notes
 
 
-def check_teacher(opened: Opened, source: str, images: Dataset, device: torch.device) -> str:
+def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     """Measures the teacher on held-out images and refuses one that is not what it should be.
 
     Returns:
@@ -64,7 +64,7 @@ def check_teacher(opened: Opened, source: str, images: Dataset, device: torch.de
         raise InputError(f"the teacher takes {channels} channels, {images.name} has {images.channels}", source)
     split = images.val if len(images.val) else images.train
     split = split.take(torch.arange(min(1000, len(split))))
-    measured = evaluate(teacher.to(device), split, []).natural
+    measured = evaluate(teacher, split, []).natural
     promised = opened.record.get("val_natural") if opened.record.get("data") == images.name else None
     if promised is not None and measured < promised - 0.1:
         what = f"the teacher reaches {measured:.1%} here, its checkpoint says {promised:.1%}"
