@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -96,19 +98,17 @@ def rate(options: argparse.Namespace) -> Iterator[dict]:
     where = torch.arange(options.batch // 2, device=device)
     x = noise.uniform(1, where, (3, 32, 32)).contiguous(memory_format=torch.channels_last)
     y, search, found = where % 10, PGD(), {}
-    with attackable(model, x) as quick:
-        rows = begin(search, x, y, None, lambda: x)
-        with Operations() as counter:
-            ask(search, quick, rows)
-        for precision, dtype in precisions(device).items():
-            a = torch.randn(n, n, device=device).to(dtype)
-            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                pairs = [
-                    (timed(lambda a=a: a @ a), timed(lambda: ask(search, quick, rows))) for _ in range(options.rounds)
-                ]
-            product, step = (min(column) for column in zip(*pairs, strict=True))
-            matrix, attack = 2 * n**3 / product, counter.total / step
-            found[precision] = dict(matrix_gflops=matrix / 1e9, attack_gflops=attack / 1e9, share=attack / matrix)
+    rows = begin(search, x, y, None, lambda: x)
+    with attackable(model, x) as quick, Operations() as counter:
+        ask(search, quick, rows)
+    for name, (dtype, compile) in precisions(device).items():
+        a = torch.randn(n, n, device=device).to(dtype)
+        with attackable(model, x, compile=compile) as quick, searching(device, dtype):
+            step = partial(ask, search, quick, rows)
+            pairs = [(timed(lambda a=a: a @ a), timed(step)) for _ in range(options.rounds)]
+        product, seconds = (min(column) for column in zip(*pairs, strict=True))
+        matrix, attack = 2 * n**3 / product, counter.total / seconds
+        found[name] = dict(matrix_gflops=matrix / 1e9, attack_gflops=attack / 1e9, share=attack / matrix)
     yield dict(network="resnet18", batch=len(x), **found)
 
 
@@ -140,28 +140,34 @@ PARTS = {"pgd": pgd, "cascade": cascade, "rate": rate, "memory": memory}
 
 
 def ours(model: nn.Module, split: Split, attack: str, options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
-    """Each precision that the device is fast at -> who withstood, (N,) bool; compiled too on a GPU.
-
-    Peers have convolutions in TF32, which is PyTorch's default; ours have none, as under the command.
-    """
+    """Each of `precisions` -> who withstood, (N,) bool. Peers on a GPU have TF32, PyTorch's default, ours have not."""
     fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(dtype: torch.dtype, compile: bool) -> Tensor:
-        def context():
-            return torch.autocast(options.device, dtype, enabled=dtype != torch.float32)
-
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        context = partial(searching, options.device, dtype)
+        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
             return evaluate(fast, split, [attack], search=context, compile=compile).survivors
 
-    sides = {name: (dtype, False) for name, dtype in precisions(options.device).items()}
-    if options.device == "cuda" and "bf16" in sides:
-        sides["bf16 compiled"] = (torch.bfloat16, True)
+    sides = precisions(options.device)
     asked = options.precisions or sides
-    return {f"gacd {name}": lambda how=how: run(*how) for name, how in sides.items() if name in asked}
+    return {f"gacd {name}": partial(run, *how) for name, how in sides.items() if name in asked}
 
 
-def precisions(device: str) -> dict[str, torch.dtype]:
-    return {"32": torch.float32} | ({"bf16": torch.bfloat16} if fast_bfloat16(device) else {})
+def precisions(device: str) -> dict[str, tuple[torch.dtype, bool]]:
+    """Those that the device is fast at, compiled too on a GPU: name -> type, and whether compiled."""
+    found = {"32": (torch.float32, False)}
+    if fast_bfloat16(device):
+        found["bf16"] = (torch.bfloat16, False)
+        if device == "cuda":
+            found["bf16 compiled"] = (torch.bfloat16, True)
+    return found
+
+
+@contextmanager
+def searching(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """As under the command: autocast, float32 without TF32, sums in one order."""
+    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def batches(model: nn.Module, split: Split, attack: Callable[..., Tensor], options: argparse.Namespace) -> Tensor:
