@@ -166,7 +166,8 @@ def precisions(device: str) -> dict[str, tuple[torch.dtype, bool]]:
 @contextmanager
 def searching(device: str, dtype: torch.dtype) -> Iterator[None]:
     """As under the command: autocast, float32 without TF32, sums in one order."""
-    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+    exact = torch.backends.cudnn.flags(deterministic=True, allow_tf32=False)
+    with exact, torch.autocast(device, dtype, enabled=dtype != torch.float32):
         yield
 
 
