@@ -19,6 +19,7 @@ import contrastive
 import evaluation
 import peers
 import training
+import trust
 
 
 def unit(*shape):
@@ -156,3 +157,19 @@ def test_evaluation_end_to_end(tmp_path, monkeypatch, taught):
     ours = [side for name, side in row["sides"].items() if name.startswith("gacd")]
     assert len(ours) == len(evaluation.precisions("cpu"))
     assert all(side["robust"] < natural and not side["only_peer_beats"] and side["only_gacd_beats"] for side in ours)
+
+
+def test_trust_end_to_end(tmp_path, monkeypatch, taught):
+    monkeypatch.setattr("planted.measured", lambda regions: iter([("sound", [1, 3, 0][:regions]), ("masked", [])]))
+    out = tmp_path / "trust.json"
+    trust.main(["--network", str(taught / "a"), "--n", "70", "--regions", "2", "--out", str(out)])
+    result = json.loads(out.read_text())
+    for precision in evaluation.precisions("cpu"):
+        pairs = result["chunks"][precision]
+        assert list(pairs) == ["16 and 64", "16 and 250", "64 and 250"]
+        assert all(pair["equal"] > 0.98 and len(pair["images"]) <= 3 for pair in pairs.values())
+    assert result["planted"]["sound"] == dict(planted=2, found=2, latest_start=3)
+    assert result["planted"]["masked"] == dict(planted=0, found=0, latest_start=0)
+    accuracy = result["defensive"]["accuracy"]
+    assert accuracy["pgd20"] > 0.3 and accuracy["margin20"] == accuracy["worst"] < 0.05
+    assert all("command" in part and "commit" in part for part in result.values())

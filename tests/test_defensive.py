@@ -28,8 +28,8 @@ def fitted(x, targets, images):
     return model.eval()
 
 
-def test_a_defensively_distilled_network(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def distilled(run):
+    """A run's directory, with a network trained on the soft labels of another."""
     torch.manual_seed(0)
     images = datasets.load("digits")
     x = datasets.pixels(images.train.images)
@@ -38,12 +38,19 @@ def test_a_defensively_distilled_network(tmp_path, monkeypatch, capsys):
         soft = (teacher(x) / TEMPERATURE).softmax(1)
     student = fitted(x, soft, images)
     payload = dict(model=student.config(), weights=student.state_dict(), record=dict(data="digits"))
-    checkpoint.write(tmp_path / "run/checkpoints/best.pt", payload)
-    assert main(["evaluate", "run", "--precision", "32", "--eps", "0.2", "--n", "100"]) == 0
+    checkpoint.write(run / "checkpoints/best.pt", payload)
+    return run
+
+
+def evaluated(run):
+    """Attack -> accuracy, as the default command has it."""
+    assert main(["evaluate", str(run), "--precision", "32", "--eps", "0.2", "--n", "100"]) == 0
+    return {row["attack"]: row["accuracy"] for row in json.loads((run / "results.json").read_text())["results"]}
+
+
+def test_a_defensively_distilled_network(tmp_path, capsys):
+    found = evaluated(distilled(tmp_path / "run"))
     assert "pgd20 is the paper's metric" in capsys.readouterr().out
-    found = {
-        row["attack"]: row["accuracy"] for row in json.loads((tmp_path / "run/results.json").read_text())["results"]
-    }
     assert found["natural"] > 0.9
     assert found["pgd20"] > 0.3
     assert found["margin20"] == found["worst"] < 0.05
