@@ -96,6 +96,23 @@ def test_other_weights_in_the_file_are_found_by_a_fresh_process(digits, sound, i
         assert "no such run or file" in finding(result, "re-check").says
 
 
+class Undecided(Broken):
+    """Every margin is within rounding."""
+
+    def forward(self, x):
+        return 1 + 1e-7 * self.net(x)
+
+
+def test_rounding_excuses_a_few_verdicts_and_no_more(sound, images):
+    model = Undecided(sound).eval()
+    right = model(images[0]).argmax(1) == images[1]
+    for flipped, outcome in ((3, "passed"), (4, "invalid")):
+        given = right.clone()
+        given[:flipped] ^= True
+        result = audit(model, *images, eps=EPS, chunk=30, correct=dict(natural=given, pgd20=given & False))
+        assert finding(result, "eps = 0").outcome == outcome
+
+
 def test_a_fresh_process_may_print_and_raise(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/nets.py").write_text(

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from broken.forwards import Broken
+from broken.forwards import Broken, beside_a_masked_class
 
 
 class NaNForSome(Broken):
@@ -132,6 +132,11 @@ class Probabilities(Broken):
         return self.net(x).softmax(1)
 
 
+class ProbabilitiesBesideAMaskedClass(Probabilities):
+    def forward(self, x):
+        return beside_a_masked_class(super().forward(x))
+
+
 class ClippedLogProbabilities(Broken):
     def forward(self, x):
         return self.net(x).log_softmax(1).clamp_min(-2)
@@ -145,6 +150,11 @@ class HugeLogits(Broken):
 class HalfLogits(Broken):
     def forward(self, x):
         return (self.net(x) * 20).half().float()
+
+
+class HalfLogitsBesideAMaskedClass(HalfLogits):
+    def forward(self, x):
+        return beside_a_masked_class(super().forward(x))
 
 
 class RoundedLogits(Broken):
