@@ -83,11 +83,12 @@ def test_other_classes_than_the_source_s_are_said(run, find, capsys):
 
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):
     assert main([*ARGV, "--devices", "0"]) == 2
+    assert main([*ARGV, "--eps", "8/255", "8"]) == 1
     assert main([*ARGV, "--compile", "true", "--device", "cpu"]) == 2
     torch.save({"\x1b[31mevil\x07": torch.ones(3)}, "x.pt")
     assert main(["evaluate", "resnet8-x0.25:x.pt", "--data", "digits"]) == 1
     said = capsys.readouterr().err
     assert "devices must be from 1 to 1e+09: 0" in said and "evil" in said
     assert "torch.compile slows attacks on a CPU: --compile true" in said
-    assert said.count("\n") == 3 and not set(said) & {"\x1b", "\x07"}
+    assert said.count("\n") == 4 and not set(said) & {"\x1b", "\x07"}
     assert not list(Path().glob("t/results.json"))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from gacd import checkpoint, ranks, results, witness
 from gacd import data as datasets
+from gacd.attacks.loop import check_threat
 from gacd.audit import MOST, Audit, Finding, audit
 from gacd.audits.case import CROSS_ENTROPY
 from gacd.audits.fresh import Fresh
@@ -85,6 +86,8 @@ def evaluate(
     if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
     check_ranges(dict(devices=devices))
+    for radius in eps:
+        check_threat(norm=norm, eps=radius, step_size=step_size or 0.0)
     if not 0 <= witnesses <= KEPT:
         raise UsageError(f"witnesses must be from 0 to {KEPT}", witnesses)
     opened = checkpoint.open_source(source, mean=mean, std=std)
