@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -103,7 +103,8 @@ def rate(options: argparse.Namespace) -> Iterator[dict]:
         ask(search, quick, rows)
     for name, (dtype, compile) in precisions(device).items():
         a = torch.randn(n, n, device=device).to(dtype)
-        with attackable(model, x, compile=compile) as quick, searching(device, dtype):
+        exact, context = exactly(), torch.autocast(device, dtype, enabled=dtype != torch.float32)
+        with attackable(model, x, compile=compile) as quick, exact, context:
             step = partial(ask, search, quick, rows)
             pairs = [(timed(lambda a=a: a @ a), timed(step)) for _ in range(options.rounds)]
         product, seconds = (min(column) for column in zip(*pairs, strict=True))
@@ -144,8 +145,8 @@ def ours(model: nn.Module, split: Split, attack: str, options: argparse.Namespac
     fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(dtype: torch.dtype, compile: bool) -> Tensor:
-        context = partial(searching, options.device, dtype)
-        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        context = partial(torch.autocast, options.device, dtype, enabled=dtype != torch.float32)
+        with exactly():
             return evaluate(fast, split, [attack], search=context, compile=compile).survivors
 
     sides = precisions(options.device)
@@ -163,12 +164,9 @@ def precisions(device: str) -> dict[str, tuple[torch.dtype, bool]]:
     return found
 
 
-@contextmanager
-def searching(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """As under the command: autocast, float32 without TF32, sums in one order."""
-    exact = torch.backends.cudnn.flags(deterministic=True, allow_tf32=False)
-    with exact, torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        yield
+def exactly() -> AbstractContextManager:
+    """As `device.exact_on_cuda` has it under the command."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def batches(model: nn.Module, split: Split, attack: Callable[..., Tensor], options: argparse.Namespace) -> Tensor:

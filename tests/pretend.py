@@ -84,7 +84,6 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         strangers = [v for v in checked if isinstance(v, Tensor) and not isinstance(v, There) and v.ndim]
         if strangers or (name in INDEXED and not isinstance(args[0], There)):
             raise RuntimeError(f"{name}: tensors on the GPU and on the CPU, {[tuple(v.shape) for v in tensors]}")
-    elsewhere = asked is not None and torch.device(asked).type != GPU.type
     wraps = torch.device(asked).type == GPU.type if asked is not None else bool(there)
     if name == "aten::copy_":
         wraps = isinstance(args[0], There)
@@ -92,16 +91,12 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     plain = tree_unflatten([value.held if isinstance(value, There) else value for value in flat], spec)
     if asked is not None:
         plain[1]["device"] = torch.device("cpu")
-        if elsewhere and there and name == "aten::_to_copy" and not wraps:
-            return func(*plain[0], **plain[1])
     result = func(*plain[0], **plain[1])
     if not wraps:
         return result
 
     def back(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return owner.get(id(value)) if id(value) in owner else There(value)
-        return value
+        return owner.get(id(value), There(value)) if isinstance(value, Tensor) else value
 
     return tree_map(back, result)
 

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import pickle
-import sys
 
 import pytest
 import safetensors.torch
@@ -76,11 +75,8 @@ def test_factory(tmp_path, monkeypatch):
     (package / "nets.py").write_text(
         "import torch\n\ndef net():\n    return torch.nn.Flatten()\n\ndef number():\n    return 3\n\nthing = 4\n"
     )
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-    monkeypatch.chdir(tmp_path)
-    before = list(sys.path)
+    monkeypatch.syspath_prepend(tmp_path)
     opened = open_source("a_package_of_mine.nets:net")
-    assert sys.path == [*before, str(tmp_path)]
     assert isinstance(opened.model, torch.nn.Flatten)
     assert not opened.model.training
     for name, message in (

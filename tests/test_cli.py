@@ -15,6 +15,7 @@ import yaml
 
 from gacd import assess, checkpoint, methods, models
 from gacd.cli import COMMANDS, Ratio, main, plain
+from gacd.device import launch
 
 QUICK = "--model resnet8-x0.25 --batch-size 400 --precision 32 --val-steps 0 --epochs 1"
 
@@ -160,6 +161,26 @@ def test_a_bug_leaves_its_traceback_in_a_file(monkeypatch, capsys, place):
     (file,) = place.glob("gacd-*.txt")
     assert str(file) in error
     assert "KeyError: 'secret'" in file.read_text()
+
+
+def test_factories_and_methods_may_lie_where_they_are_typed(place, monkeypatch, capsys):
+    (place / "of_mine").mkdir()
+    (place / "of_mine/nets.py").write_text("import gacd\n\ndef net():\n    return gacd.models.build('resnet8-x0.25')\n")
+    (place / "of_mine/ways.py").write_text("from gacd.methods import KD\n\nclass Mine(KD):\n    pass\n")
+    before = [path for path in sys.path if path]
+    monkeypatch.setattr(sys, "path", list(before))
+    assert main(["evaluate", "of_mine.nets:net", "--data", "digits", "--n", "20", "--attacks", "fgsm"]) in (0, 3, 4)
+    main(["check", "of_mine.ways:Mine"])
+    assert sys.path == [*before, str(place)]
+    assert "cannot import" not in capsys.readouterr().err
+
+
+def test_float32_is_float32_on_cuda_under_the_commands():
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.deterministic = False
+    launch("cpu")
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, *(f"train {m}" for m in methods.names(teacher=False))])

@@ -16,10 +16,19 @@ from gacd import checkpoint, noise
 from gacd.attacks.loop import box, inside, projection
 from gacd.audit import audit
 from gacd.cli import main
+from gacd.device import exact_on_cuda
 from gacd.evaluation import evaluate
 from gacd.models import build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """As every command has it."""
+    exact_on_cuda()
+
+
 SEARCHES = {"32": torch.float32, "bf16": torch.bfloat16}
 
 

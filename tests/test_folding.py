@@ -6,6 +6,7 @@ from torch import nn
 
 from gacd import noise
 from gacd.attacks import evaluating
+from gacd.errors import InputError
 from gacd.evaluation import evaluate
 from gacd.methods import PGDAT
 from gacd.models import build
@@ -118,6 +119,21 @@ def test_training_attacks_the_network_of_that_moment():
     anew.student.load_state_dict(model.state_dict())
     assert loss(method.attack(x, y)) == pytest.approx(float(loss(anew.attack(x, y))), rel=1e-3)
     assert loss(method.attack(x, y)) > loss(x)
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch):
+    class NoCompiler(Exception):
+        __module__ = "torch._inductor.exc"
+
+    def compiled(model, **options):
+        def ask(x):
+            raise NoCompiler("no C++ compiler\nfound")
+
+        return ask
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(InputError, match=r"torch.compile fails .*: no C\+\+ compiler found \(leave out --compile"):
+        evaluate(build("resnet8-x0.25"), (images(), torch.arange(8)), ["fgsm"], compile=True)
 
 
 def test_what_is_compiled_is_the_network_without_its_parameters_gradients(monkeypatch):

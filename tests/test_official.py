@@ -69,7 +69,7 @@ def test_generators_are_left_as_they_were(asked):
     assert generators() == before
 
 
-def test_evaluate_gives_it_the_images_still_right_in_chunks(asked):
+def test_evaluate_gives_it_the_images_still_right_in_chunks_and_the_network_uncompiled(asked, monkeypatch):
     class Network(torch.nn.Module):
         def forward(self, z):
             return curved(z)
@@ -83,6 +83,8 @@ def test_evaluate_gives_it_the_images_still_right_in_chunks(asked):
     expected[3] = False
     assert torch.equal(result.survivors, expected)
     assert 0 < int(expected.sum()) < 9
+    monkeypatch.setattr(torch, "compile", lambda model, **options: SimpleNamespace(_orig_mod=model))
+    assert torch.equal(evaluate(Network(), (x, y), ["autoattack"], eps=0.1, compile=True).survivors, expected)
 
 
 def test_few_classes_and_a_missing_package_are_said(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from pretend import GPU, Pretend, launch
 from test_training import RUN, command
 
-from gacd import methods, verify
+from gacd import cost, methods, verify
 from gacd.cli import main
 
 COMMANDS = ("commands", "assess", "transfer", "analysis", "verify")
@@ -36,8 +36,18 @@ def teacher(tmp_path):
 
 
 @pytest.mark.parametrize("method", methods.names())
-def test_every_method_trains_there(method, teacher, tmp_path, gpu):
+def test_every_method_trains_there(method, teacher, tmp_path, monkeypatch, gpu):
+    places = []
+
+    def price(method, *args, **options):
+        networks = [method.student] if method.teacher is None else [method.student, method.teacher]
+        places.extend(next(network.parameters()).device for network in networks)
+        return counted(method, *args, **options)
+
+    counted = cost.price
+    monkeypatch.setattr(cost, "price", price)
     assert main(command(method, tmp_path / "run", teacher)) == 0
+    assert set(places) == {GPU}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +65,21 @@ ATTACKS = ["fgsm", "pgd2", "margin2x2", "apgd-ce2", "apgd-t2", "fab-t2", "square
 def test_evaluate_there(runs, monkeypatch, gpu, norm):
     monkeypatch.chdir(runs)
     attacks = ATTACKS[:3] if "L2" in norm else ATTACKS
-    argv = ["evaluate", "a", "--n", "40", "--attacks", *attacks, "--audits", "full", "--teacher", "teacher", *norm]
+    argv = ["evaluate", "a", "--n", "16", "--attacks", *attacks, "--audits", "full", "--teacher", "teacher", *norm]
     out = f"out-{norm[1]}"
     assert main([*argv, "--out", out]) in (0, 3)  # two steps find less than an audit
     findings = json.loads((runs / out / "results.json").read_text())["results"][-1]["doubts"]
     assert not any("could not be carried out" in finding for finding in findings)
+
+
+def test_a_compiled_search_is_another(runs, monkeypatch, gpu):
+    monkeypatch.chdir(runs)
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
+    argv = ["evaluate", "a", "--n", "40", "--eps", "0.05", "--attacks", "margin5", "--out", "compiled"]
+    assert main([*argv, "--compile", "true"]) in (0, 3)
+    rows = json.loads((runs / "compiled/results.json").read_text())["results"]
+    assert asked == [dict(dynamic=False)] and {row["search"] for row in rows} == {"32, compiled"}
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def evaluate(
         step_size: of pgd and margin, in pixel units; a quarter of eps if absent.
         norm: of the ball.
         n: only the first n test images.
-        chunk: images per forward; 64 on a CPU and 500 on a GPU if absent.
+        chunk: images per forward; 64 on a CPU and 250 on a GPU if absent.
         seed: of whatever is random.
         audits: quick, or full: several times the cost of the attacks.
         witnesses: images, from the first on, of which what beat them is kept for gacd verify; 0 for none.
@@ -101,7 +101,7 @@ def evaluate(
     if fabric.world_size > len(split):
         raise UsageError("more processes than images", f"{fabric.world_size} > {len(split)}", "a lower --devices")
     chunk = chunk or rows_on(fabric.device)
-    if compile and fabric.device.type != "cuda":
+    if compile and fabric.device.type == "cpu":
         raise UsageError("torch.compile slows attacks on a CPU", "--compile true", "leave it out")
     model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     guide = checkpoint.load(teacher).to(fabric.device) if teacher else None

@@ -288,8 +288,6 @@ def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: 
 
 
 def _open_factory(module: str, name: str) -> Opened:
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where whoever typed it stands; last, so that it hides nothing installed
     try:
         model = getattr(importlib.import_module(module), name)()
     except Exception as error:  # whatever someone else's code raises

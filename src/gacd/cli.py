@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code of docs/trust.md. Errors are one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where typed factories and methods may lie; last: it hides nothing installed
         dispatch(argv)
         return 0
     except GacdError as error:

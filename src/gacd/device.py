@@ -35,8 +35,7 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
     if precision == "auto":
         precision = "bf16" if fast_bfloat16(device) else "32"
     keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # float32 means it, in verdicts and audits: who wants speed has bfloat16
-    torch.backends.cudnn.deterministic = True  # or gradients of weights are summed in any order, and no resume is exact
+    exact_on_cuda()
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor would still sync at the start
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is printed with the other options
     # Banks must not be overwritten by rank 0's: every rank holds all rows already.
@@ -56,6 +55,13 @@ def fast_bfloat16(device: str) -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(probe and probe())
+
+
+def exact_on_cuda() -> None:
+    """Float32 means it, in verdicts and audits, and a resume ends with the same bits; who wants speed has bfloat16."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True  # or gradients of weights are summed in any order
+    warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")  # torch.compile wants them back
 
 
 def keep_freed_memory() -> None:

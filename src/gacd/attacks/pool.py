@@ -44,6 +44,7 @@ def sweep(
         that autocast's precision could not tell, (b,) bool.
     """
     if isinstance(search, Official):
+        model = getattr(model, "_orig_mod", model)  # not compiled: its batches are of any size
         for where in which.split(chunk):
             x, y, _ = fetch(where)
             yield where, search.attack(model, x, y), torch.zeros(len(where), dtype=torch.bool)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gacd.attacks.loop import evaluating
+from gacd.errors import InputError
 
 _twins: "WeakKeyDictionary[nn.Module, Twin | None]" = WeakKeyDictionary()
 
@@ -33,7 +34,13 @@ def attackable(model: nn.Module, x: Tensor, *, anew: bool = False, compile: bool
             _twins[model] = _twin(model, x[:1])
         ready = _twins[model]
         quick = model if ready is None else ready.refreshed(model)
-        yield _compiled(quick) if compile else quick
+        try:
+            yield _compiled(quick) if compile else quick
+        except Exception as error:
+            if not compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise InputError("torch.compile fails on this network or machine", reason, "leave out --compile") from None
 
 
 class Twin:
