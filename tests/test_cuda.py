@@ -21,15 +21,13 @@ from gacd.evaluation import evaluate
 from gacd.models import build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+SEARCHES = {"32": torch.float32, "bf16": torch.bfloat16}
 
 
 @pytest.fixture(autouse=True)
 def exact():
     """As every command has it."""
     exact_on_cuda()
-
-
-SEARCHES = {"32": torch.float32, "bf16": torch.bfloat16}
 
 
 def searching(precision):
