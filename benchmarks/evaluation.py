@@ -103,8 +103,7 @@ def rate(options: argparse.Namespace) -> Iterator[dict]:
         ask(search, quick, rows)
     for name, (dtype, compile) in precisions(device).items():
         a = torch.randn(n, n, device=device).to(dtype)
-        exact, context = exactly(), torch.autocast(device, dtype, enabled=dtype != torch.float32)
-        with attackable(model, x, compile=compile) as quick, exact, context:
+        with attackable(model, x, compile=compile) as quick, exactly(), searching(device, dtype):
             step = partial(ask, search, quick, rows)
             pairs = [(timed(lambda a=a: a @ a), timed(step)) for _ in range(options.rounds)]
         product, seconds = (min(column) for column in zip(*pairs, strict=True))
@@ -145,7 +144,7 @@ def ours(model: nn.Module, split: Split, attack: str, options: argparse.Namespac
     fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(dtype: torch.dtype, compile: bool) -> Tensor:
-        context = partial(torch.autocast, options.device, dtype, enabled=dtype != torch.float32)
+        context = partial(searching, options.device, dtype)
         with exactly():
             return evaluate(fast, split, [attack], search=context, compile=compile).survivors
 
@@ -162,6 +161,10 @@ def precisions(device: str) -> dict[str, tuple[torch.dtype, bool]]:
         if device == "cuda":
             found["bf16 compiled"] = (torch.bfloat16, True)
     return found
+
+
+def searching(device: str, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
 
 def exactly() -> AbstractContextManager:

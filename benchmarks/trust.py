@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import planted
 from defensive import distilled, evaluated
-from evaluation import TEACHER, opened, precisions
+from evaluation import TEACHER, opened, precisions, searching
 
 from gacd.evaluation import STANDARD, evaluate
 
@@ -45,13 +45,7 @@ def chunks(options: argparse.Namespace) -> dict:
     model, split = opened(options.network, options.n, "cpu")
     model, found = model.to(memory_format=torch.channels_last), {}  # type: ignore[call-overload]
     for name, (dtype, _) in precisions("cpu").items():
-        run = partial(
-            evaluate,
-            model,
-            split,
-            STANDARD,
-            search=partial(torch.autocast, "cpu", dtype, enabled=dtype != torch.float32),
-        )
+        run = partial(evaluate, model, split, STANDARD, search=partial(searching, "cpu", dtype))
         masks = {chunk: torch.stack(list(run(chunk=chunk).correct.values())) for chunk in (16, 64, 250)}
         differ = {f"{a} and {b}": masks[a] != masks[b] for a, b in combinations(masks, 2)}
         found[name] = {

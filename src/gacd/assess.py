@@ -81,7 +81,7 @@ def evaluate(
         devices: processes on this machine, each with a part of the images; torchrun sets it by itself.
         precision: of the search for adversarial images; verdicts are float32. "auto" is bf16 where the device is fast
             at it, else 32.
-        compile: fuse the searched network's kernels (torch.compile): CUDA only, pays where attacks take minutes.
+        compile: fuse the searched network's kernels (torch.compile): CUDA only, for attacks that take minutes.
     """
     if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")

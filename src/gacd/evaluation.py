@@ -59,7 +59,7 @@ def evaluate(
         seed: of the random starts.
         chunk: images per forward, at most all; 64 on a CPU and 250 on a GPU if absent. Verdicts may differ between
             chunk sizes by the last bit of a gradient.
-        compile: fuses the kernels of the network that is searched by torch.compile; for CUDA, see docs/results.md.
+        compile: fuses the kernels of the network that is searched by torch.compile; for CUDA.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
         done: called with a number of images as each attack is through with them.
         running: called, as an attack of several stages goes through the images, with its name and stage, how many it
