@@ -100,11 +100,11 @@ def rate(options: argparse.Namespace) -> Iterator[dict]:
     y, search, found = where % 10, PGD(), {}
     rows = begin(search, x, y, None, lambda: x)
     with attackable(model, x) as quick, Operations() as counter:
-        ask(search, quick, rows)
+        ask(search, quick, rows, "gradient")
     for name, (dtype, compile) in precisions(device).items():
         a = torch.randn(n, n, device=device).to(dtype)
         with attackable(model, x, compile=compile) as quick, exactly(), searching(device, dtype):
-            step = partial(ask, search, quick, rows)
+            step = partial(ask, search, quick, rows, "gradient")
             pairs = [(timed(lambda a=a: a @ a), timed(step)) for _ in range(options.rounds)]
         product, seconds = (min(column) for column in zip(*pairs, strict=True))
         matrix, attack = 2 * n**3 / product, counter.total / seconds

@@ -177,7 +177,7 @@ def test_each_run_has_its_target_and_its_start():
         rows = begin(search, x, y, torch.arange(5), lambda: curved(x), torch.full((5,), run))
         starts.append(rows["z"])
         for _ in range(search.steps):
-            logits, value, _ = ask(search, curved, rows)
+            logits, value, _ = ask(search, curved, rows, "gradient")
             assert torch.equal(value, targeted_dlr_loss(logits, y, order[:, run]))
             forward(search, curved, rows)
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(starts, 2))

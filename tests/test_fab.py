@@ -21,6 +21,7 @@ from test_square import (
     linear,
     linear_case,
     linear_worst,
+    need,
 )
 
 from gacd import noise
@@ -111,7 +112,7 @@ def test_at_most_a_tenth_of_a_move_is_aimed_from_the_image():
     y = linear()(x).argmax(1)
     search = TargetedFAB(targets=1)
     rows = begin(search, x, y, torch.arange(12), lambda: linear()(x))
-    _, value, gradient = ask(search, linear(), rows)
+    _, value, gradient = ask(search, linear(), rows, "gradient")
     step = (-value / gradient.abs().sum((1, 2, 3)))[:, None, None, None] * gradient.sign()
     rows["z"] = x + 3 * step
     forward(search, linear(), rows)
@@ -160,7 +161,7 @@ def test_iterations_and_forwards():
 
     rows = begin(search, x, y, torch.arange(4), lambda: never(x))
     while bool((rows["t"] < search.steps).any()):
-        asked.append(ask(search, never, rows)[2] is not None)
+        asked.append(ask(search, never, rows, need(search, rows))[2] is not None)
         forward(search, never, rows)
     assert asked == [True, False] * 10
     assert torch.equal(search.found(rows), x)
@@ -252,7 +253,7 @@ def test_each_run_has_its_target():
     order, run = curved(x).argsort(dim=1, descending=True)[:, 1:], torch.tensor([2, 0, 3, 1, 2])
     rows = begin(search, x, y, torch.arange(5), lambda: curved(x), run)
     for _ in range(search.steps):
-        logits, value, _ = ask(search, curved, rows)
+        logits, value, _ = ask(search, curved, rows, need(search, rows))
         aim, true = (logits.gather(1, k[:, None])[:, 0] for k in (order.gather(1, run[:, None])[:, 0], y))
         assert torch.equal(value, aim - true)
         forward(search, curved, rows)

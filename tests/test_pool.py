@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_square import curved, images
+from test_square import curved, images, need
 from torch.nn import functional as F
 
 from gacd.attacks.apgd import APGD, TargetedAPGD
@@ -48,7 +48,7 @@ def alone(search, model, x, y):
     for run in range(search.runs):
         rows = begin(search, x, y, None, lambda: model(x), torch.tensor([run]))
         while int(rows["t"]) < search.steps:
-            logits, value, gradient = ask(search, model, rows)
+            logits, value, gradient = ask(search, model, rows, need(search, rows))
             z = logits[0].tolist()
             margin = max(v for k, v in enumerate(z) if k != int(y)) - z[int(y)]
             if bool(search.candidates(rows)) and margin > 1e-4 * max(map(abs, z)):

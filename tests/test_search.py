@@ -48,7 +48,7 @@ def test_pgd_equals_a_literal_loop(norm, loss):
             move = move.clamp(-eps, eps) if norm == "Linf" else move * min(1.0, eps / float(move.norm()))
             z = (x[i] + move).clamp(0, 1)
         for _ in range(5):
-            search.step(alone, *ask(search, curved, alone))
+            search.step(alone, *ask(search, curved, alone, "gradient"))
         assert torch.allclose(alone["z"][0], z, rtol=0, atol=1e-9)
         assert not torch.equal(alone["z"], rows["z"][i : i + 1])
 

@@ -61,9 +61,14 @@ def attack(search, model, x, y, index=None):
         return right & (model(search.found(strongest)).argmax(1) == y), strongest
 
 
+def need(search, rows):
+    """What the next forward of rows at the same step is for."""
+    return search.needs[int(rows["t"][0]) % len(search.needs)]
+
+
 def forward(search, model, rows):
     """One forward of all rows: the predictions of what was asked about."""
-    logits, value, gradient = ask(search, model, rows)
+    logits, value, gradient = ask(search, model, rows, need(search, rows))
     advance(search, rows, logits, value, gradient)
     return logits.argmax(1)
 

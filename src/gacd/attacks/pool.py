@@ -6,12 +6,14 @@ that nothing waits for hold guesses: later forwards of a run that is there, righ
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gacd.attacks.graph import Turn, captured
 from gacd.attacks.official import Official
 from gacd.attacks.search import Rows, Search, advance, ask, begin, strengths
 from gacd.losses import magnitude, margin_loss
@@ -51,6 +53,7 @@ def sweep(
         return
     pool: Rows = {}
     unit = torch.full((chunk,), -1)  # image * runs + run of each row; -1: free
+    t = torch.zeros_like(unit)  # as in the pool
     results = Results(search.runs)
     # A block's first runs before its second ones, which an image that the first beats needs no more.
     waiting = (
@@ -59,29 +62,30 @@ def sweep(
         for run in range(search.runs)
         for image in block.tolist()
     )
+    turns: list[Turn] = []
     for turn in cycle(range(len(search.needs))):
         if turn == 0:
             free = (unit < 0).nonzero()[:, 0]
-            new = torch.tensor(list(islice(filter(results.wants, waiting), len(free))), dtype=torch.int64)
-            if len(new):
-                unit[free[: len(new)]] = new
-                _put(pool, free[: len(new)], _rows(search, fetch, new), chunk)
+            few = chunk // 16 if pool and pool["z"].is_cuda else 0  # for whom it is not worth the launching
+            if len(free) > few or len(free) == chunk:
+                new = torch.tensor(list(islice(filter(results.wants, waiting), len(free))), dtype=torch.int64)
+                if len(new):
+                    unit[free[: len(new)]] = new
+                    t[free[: len(new)]] = 0
+                    _put(pool, free[: len(new)], _rows(search, fetch, new), chunk)
             if not bool((unit >= 0).any()):
                 return
             if search.guesses:
-                _guess(search, pool, unit)
+                _guess(search, pool, unit, t)
         with context():
-            logits, value, gradient = ask(search, model, pool)
-            near = _near(logits.device.type)
-        z, largest = pool["z"], magnitude(logits)
-        margin, counts = margin_loss(logits, pool["y"]), search.candidates(pool)
-        advance(search, pool, logits, value, gradient)
-        beaten, t = ((margin > BEATEN * largest) & counts).cpu(), pool["t"].cpu()
+            turns = turns or [captured(partial(_turn, search, model, need), pool) for need in search.needs]
+            z, said = turns[turn](pool)
+        t, moved, beaten, near = said.cpu()
+        moved, beaten, near = moved.bool(), beaten.bool(), near.bool()
         right = last = unit >= 0
         if search.guesses:
-            right, last = _rightly_guessed(unit, t, pool["moved"].cpu() | beaten)
-        doubtful = ((margin > near * largest) & counts).cpu() & right
-        results.doubtful |= {number // search.runs for number in unit[doubtful].tolist()}
+            right, last = _rightly_guessed(unit, t, moved | beaten)
+        results.doubtful |= {number // search.runs for number in unit[near & right].tolist()}
         unit[~last] = -1
         beaten, over = beaten & last, (t >= search.steps) & last
         ended = results.enter(unit[beaten], z[beaten], None)
@@ -92,6 +96,22 @@ def sweep(
         if ended:
             where, images, seen = zip(*ended, strict=True)
             yield torch.tensor(where), torch.stack(images), torch.tensor(seen)
+
+
+def _turn(search: Search, model: Any, need: str, rows: Rows) -> tuple[Tensor, Tensor]:
+    """A forward and a step of all rows.
+
+    Returns:
+        What was asked about, (B,C,H,W), and (4,B) int64: each row's "t" after it, whether its step says "moved",
+        whether it was beaten, and whether it was or nearly was.
+    """
+    z = rows["z"]
+    logits, value, gradient = ask(search, model, rows, need)
+    margin, largest, counts = margin_loss(logits, rows["y"]), magnitude(logits), search.candidates(rows)
+    beaten, near = margin > BEATEN * largest, margin > _near(logits.device.type) * largest
+    advance(search, rows, logits, value, gradient)
+    moved = rows["moved"] if search.guesses else torch.zeros_like(beaten)
+    return z, torch.stack([rows["t"], *(said.long() for said in (moved, beaten & counts, near & counts))])
 
 
 class Results:
@@ -154,23 +174,25 @@ def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
             value = value[fill.to(value.device)]
             pool[key] = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
         return
+    slots = slots.to(pool["z"].device)
     for key, value in rows.items():
-        pool[key][slots.to(value.device)] = value
+        pool[key][slots] = value
 
 
 @torch.no_grad()
-def _guess(search: Search, pool: Rows, unit: Tensor) -> None:
+def _guess(search: Search, pool: Rows, unit: Tensor, t: Tensor) -> None:
     """Gives free rows the next forwards of the runs that are there, as if no answer before them changed anything."""
     free, there = (unit < 0).nonzero()[:, 0], (unit >= 0).nonzero()[:, 0]
-    if not len(free):
-        return
     number = torch.arange(len(free))
     source, ahead = there[number % len(there)], 1 + number // len(there)
-    some = pool["t"].cpu()[source] + ahead < search.steps
+    some = t[source] + ahead < search.steps
     free, source, ahead = free[some], source[some], ahead[some]
-    unit[free] = unit[source]
-    rows = {key: value[source.to(value.device)] for key, value in pool.items()}
-    rows["t"] += ahead.to(rows["t"].device)
+    if not len(free):
+        return
+    unit[free], t[free] = unit[source], t[source] + ahead
+    there = source.to(pool["z"].device)
+    rows = {key: value[there] for key, value in pool.items()}
+    rows["t"] += ahead.to(there.device)
     search.propose(rows)
     _put(pool, free, rows, len(unit))
 

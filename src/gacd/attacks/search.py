@@ -6,6 +6,7 @@ on that row alone; a network in eval mode then gives the same bits whichever row
 
 from collections.abc import Callable
 from functools import cache
+from itertools import cycle, islice
 from typing import ClassVar
 
 import torch
@@ -148,8 +149,8 @@ def run(search: Search, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor,
     natural = cache(lambda: model(x))
     for number in range(search.runs):
         rows = begin(search, x.detach(), y, index, natural, torch.full_like(y, number))
-        for _ in range(search.steps):
-            advance(search, rows, *ask(search, model, rows))
+        for need in islice(cycle(search.needs), search.steps):
+            advance(search, rows, *ask(search, model, rows, need))
         strength = strengths(search, rows)
         stronger = strength > strongest
         result = torch.where(stronger.view(-1, 1, 1, 1), search.found(rows), result)
@@ -188,13 +189,11 @@ def advance(search: Search, rows: Rows, logits: Tensor, value: Tensor, gradient:
     search.propose(rows)
 
 
-def ask(search: Search, model: Callable[[Tensor], Tensor], rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One forward at rows["z"]: logits (B,K), the objective (B,) and its gradient (B,C,H,W), if needed; detached.
-
-    Where the search's needs take turns, all rows must be at the same one.
-    """
-    turn = int(rows["t"][0]) % len(search.needs) if len(search.needs) > 1 else 0
-    if search.needs[turn] == "logits":
+def ask(
+    search: Search, model: Callable[[Tensor], Tensor], rows: Rows, need: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One forward at rows["z"]: logits (B,K), the objective (B,) and its gradient (B,C,H,W), if needed; detached."""
+    if need == "logits":
         with torch.no_grad():
             logits = model(rows["z"])
             return logits, search.objective(logits, rows), None

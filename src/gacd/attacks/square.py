@@ -1,5 +1,7 @@
 """Square Attack (Andriushchenko et al., ECCV 2020): random search that asks a network for logits alone."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -99,9 +101,15 @@ class Square(Search):
     def sizes(self, h: int, w: int, device: torch.device | str | None = None) -> Tensor:
         """Pixels a side of a square after so many halvings of its area, (10,) int64."""
         sides = [round((self.p_init / 2**halved * h * w) ** 0.5) for halved in range(len(HALVINGS) + 1)]
-        return torch.tensor([min(max(side, 1), h, w) for side in sides], device=device)
+        return _numbers(tuple(min(max(side, 1), h, w) for side in sides), torch.device(device or "cpu"))
 
     def _halvings(self, t: Tensor) -> Tensor:
         """How often the area was halved before square t, t = 0, 1, ...: (B,) int64."""
         query = t * 10000 // max(self.steps, 1) if self.rescale else t
-        return torch.bucketize(query, torch.tensor(HALVINGS, device=t.device))
+        return torch.bucketize(query, _numbers(HALVINGS, t.device))
+
+
+@cache
+def _numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Made once: a copy from the processor is nothing that a CUDA graph can hold."""
+    return torch.tensor(values, device=device)
