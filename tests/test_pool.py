@@ -61,12 +61,17 @@ def alone(search, model, x, y):
 
 def swept(search, model, x, y, which, chunk, context=nullcontext):
     """Each position -> (image found, whether seen beaten or nearly); every position is yielded once."""
+    return {i: (image, bool(doubts)) for i, (image, doubts) in runs(search, model, x, y, which, chunk, context).items()}
+
+
+def runs(search, model, x, y, which, chunk, context=nullcontext, only=None):
+    """Each position -> (image found, the runs in doubt)."""
     natural, found = model(x), {}
-    for where, x_adv, seen in sweep(search, model, lambda w: (x[w], y[w], natural[w]), which, chunk, context):
-        assert where.shape == seen.shape == x_adv.shape[:1] and len(where) > 0
-        for i, image, beaten in zip(where.tolist(), x_adv, seen.tolist(), strict=True):
+    for where, x_adv, doubts in sweep(search, model, lambda w: (x[w], y[w], natural[w]), which, chunk, context, only):
+        assert len(where) == len(x_adv) == len(doubts) > 0
+        for i, *result in zip(where.tolist(), x_adv, doubts, strict=True):
             assert i in which.tolist() and i not in found
-            found[i] = image, beaten
+            found[i] = tuple(result)
     assert len(found) == len(which)
     return found
 
@@ -256,3 +261,53 @@ def test_a_wrong_guess_is_not_believed():
     image, seen = swept(Guesses(), lambda z: z.flatten(1), x, torch.tensor([0]), torch.tensor([0]), 4)[0]
     assert torch.equal(image, 1 - x[0]) and not seen
     assert (sorted(asked[0]), len(asked)) == ([0, 0, 1, 2], 3)  # one row is to spare
+
+
+class Told(Still):
+    """Run r asks about an image of its own, whose second pixel is margins[r] more than the first; two forwards."""
+
+    def __init__(self, *margins):
+        super().__init__(steps=2)
+        self.margins, self.runs = torch.tensor(margins), len(margins)
+
+    def begin(self, rows, logits):
+        rows["z"] = torch.stack([torch.full(rows["run"].shape, 0.5), 0.5 + self.margins[rows["run"]]], 1)[:, None, None]
+
+    def found(self, rows):
+        return rows["z"]
+
+    def strength(self, rows):
+        return -rows["run"]
+
+
+@pytest.mark.parametrize(
+    ("margins", "doubts", "strongest"),
+    [
+        ((-0.3, -0.3, -0.3), set(), 0),
+        ((-0.3, -0.002, -0.3), {1}, 0),
+        ((-0.3, 0.3, -0.3), {1, 2}, 1),
+        ((-0.002, -0.3, 0.3, -0.3), {0, 2, 3}, 2),
+        ((0.3, -0.3, -0.002), {0, 1, 2}, 0),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_in_doubt_are_runs_that_beat_the_image_or_nearly_and_those_given_up(margins, doubts, strongest, chunk):
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    found = runs(Told(*margins), lambda z: z.flatten(1), x, y, torch.tensor([0]), chunk, ROUGHLY)
+    image, given = found[0]
+    assert given == doubts
+    assert torch.allclose(image.flatten(), torch.tensor([0.5, 0.5 + margins[strongest]]))
+
+
+def test_only_the_runs_asked_for_are_made():
+    asked = []
+
+    def model(z):
+        asked.append([round(float(pixel), 2) for pixel in z[:, 0, 0, 1]])
+        return z.flatten(1)
+
+    x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    search = Told(-0.1, -0.2, -0.3)
+    found = runs(search, model, x, y, torch.tensor([2, 0]), 2, only={0: {1}, 2: {1, 2}})
+    assert asked[1:] == [[0.3, 0.3]] * 2 + [[0.2, 0.3]] * 2  # one is to spare
+    assert {i: round(float(image[0, 0, 1]), 2) for i, (image, _) in found.items()} == {0: 0.3, 2: 0.3}

@@ -25,27 +25,35 @@ def attacked(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
 
-    What only the search's precision saw beaten, or could not tell from it, is attacked once more, in float32, in
-    chunks of `again`.
+    Where only the search's precision saw an image beaten, or could not tell, the runs in doubt are made once more, in
+    float32, in chunks of `again`.
     """
-    doubtful = torch.zeros(int(which.max()) + 1 if len(which) else 0, dtype=torch.bool)
+    only: dict[int, set[int]] | None = None
     for precision, rows in ((context, chunk), (nullcontext, again)):
-        held: list[tuple[Tensor, Tensor, Tensor]] = []
-        for block in chain(sweep(search, quick, fetch, which, rows, precision), [None]):
-            held += [block] if block else []
-            waiting = sum(len(where) for where, _, _ in held)
-            if not waiting or (block and waiting < rows):
+        found: list[tuple[Tensor, Tensor]] = []
+        doubts: list[set[int]] = []
+        unsure: dict[int, set[int]] = {}
+        for block in chain(sweep(search, quick, fetch, which, rows, precision, only), [None]):
+            if block:
+                found.append(block[:2])
+                doubts += block[2]
+            if not doubts or (block and len(doubts) < rows):
                 continue
-            where, x_adv, seen = (torch.cat(parts) for parts in zip(*held, strict=True))
-            held = [(where[rows:], x_adv[rows:], seen[rows:])] if waiting > rows else []
-            where, seen = where[:rows], seen[:rows]
-            x_adv = x_adv[:rows].contiguous(memory_format=torch.channels_last)
+            where, x_adv = (torch.cat(parts) for parts in zip(*found, strict=True))
+            found = [(where[rows:], x_adv[rows:])]
+            where, x_adv = where[:rows], x_adv[:rows].contiguous(memory_format=torch.channels_last)
             right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
-            sure = ~(seen & right) if precision is not nullcontext else torch.ones_like(right)
-            doubtful[where[~sure]] = True
+            if precision is not nullcontext:
+                unsure |= {
+                    image: runs
+                    for image, runs, still in zip(where.tolist(), doubts, right.tolist(), strict=False)
+                    if runs and still
+                }
+            doubts = doubts[rows:]
+            sure = torch.tensor([image not in unsure for image in where.tolist()])
             yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
-        which = which[doubtful[which]]
-        if precision is nullcontext or not len(which):
+        which, only = which[torch.tensor([image in unsure for image in which.tolist()], dtype=torch.bool)], unsure
+        if not len(which):
             return
 
 

@@ -30,7 +30,8 @@ def sweep(
     which: Tensor,
     chunk: int,
     context: Callable[[], AbstractContextManager],
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    only: dict[int, set[int]] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, list[set[int]]]]:
     """Attacks images, each until it is beaten or its runs are over.
 
     Args:
@@ -40,21 +41,23 @@ def sweep(
         which: (M,) positions of the images to attack.
         chunk: rows of every forward.
         context: of the forwards, such as autocast.
+        only: the images' runs to make; all if absent.
 
     Yields:
-        Positions (b,), the images found for them (b,C,H,W), and whether the search saw them beaten, or so near to it
-        that autocast's precision could not tell, (b,) bool.
+        Positions (b,), the images found for them (b,C,H,W), and of each the runs that could still beat it where the
+        image found does not: those that saw it beaten, or so near to it that autocast's precision could not tell, and
+        those that were given up.
     """
     if isinstance(search, Official):
         model = getattr(model, "_orig_mod", model)  # not compiled: its batches are of any size
         for where in which.split(chunk):
             x, y, _ = fetch(where)
-            yield where, search.attack(model, x, y), torch.zeros(len(where), dtype=torch.bool)
+            yield where, search.attack(model, x, y), [set() for _ in where]
         return
     pool: Rows = {}
     unit = torch.full((chunk,), -1)  # image * runs + run of each row; -1: free
     t = torch.zeros_like(unit)  # as in the pool
-    results = Results(search.runs)
+    results = Results(search.runs, only)
     # A block's first runs before its second ones, which an image that the first beats needs no more.
     waiting = (
         image * search.runs + run
@@ -85,7 +88,7 @@ def sweep(
         right = last = unit >= 0
         if search.guesses:
             right, last = _rightly_guessed(unit, t, moved | beaten)
-        results.doubtful |= {number // search.runs for number in unit[near & right].tolist()}
+        results.doubt(unit[near & right])
         unit[~last] = -1
         beaten, over = beaten & last, (t >= search.steps) & last
         ended = results.enter(unit[beaten], z[beaten], None)
@@ -94,8 +97,8 @@ def sweep(
         if beaten.any() or over.any():
             unit[torch.tensor([number >= 0 and not results.wants(number) for number in unit.tolist()])] = -1
         if ended:
-            where, images, seen = zip(*ended, strict=True)
-            yield torch.tensor(where), torch.stack(images), torch.tensor(seen)
+            where, images, doubts = zip(*ended, strict=True)
+            yield torch.tensor(where), torch.stack(images), list(doubts)
 
 
 def _turn(search: Search, model: Any, need: str, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -118,24 +121,36 @@ class Results:
     """What the runs of images found: that of an image's first run to beat it, if any does, else of its strongest.
 
     An image is through once its runs before the first to beat it are over: which one ends first makes no difference.
+
+    Args:
+        runs: of every image.
+        only: the images' runs that are made; all if absent.
     """
 
-    def __init__(self, runs: int):
-        self.runs = runs
+    def __init__(self, runs: int, only: dict[int, set[int]] | None = None):
+        self.runs, self.only = runs, only
         self.left: dict[int, set[int]] = {}  # image -> runs that are not over and still matter
         self.best: dict[int, tuple[tuple[bool, float, int], Tensor]] = {}
-        self.doubtful: set[int] = set()
+        self.doubts: dict[int, set[int]] = {}  # image -> runs that came near to beating it
 
     def wants(self, unit: int) -> bool:
         """Whether the run is still to be made, or made further; an image is known from the first such question on."""
         image, run = divmod(unit, self.runs)
-        return run in self.left.setdefault(image, set(range(self.runs)))
+        if image not in self.left:
+            self.left[image] = set(range(self.runs) if self.only is None else self.only[image])
+        return run in self.left[image]
 
-    def enter(self, units: Tensor, found: Tensor, strength: Tensor | None) -> list[tuple[int, Tensor, bool]]:
+    def doubt(self, units: Tensor) -> None:
+        """Notes the runs (b,) that may have beaten their images."""
+        for image, run in (divmod(unit, self.runs) for unit in units.tolist()):
+            self.doubts.setdefault(image, set()).add(run)
+
+    def enter(self, units: Tensor, found: Tensor, strength: Tensor | None) -> list[tuple[int, Tensor, set[int]]]:
         """Notes the images (b,C,H,W) that runs (b,) ended with, of some strength (b,) or, if None, beating theirs.
 
         Returns:
-            Of each image that is now through: its position, what was found, whether it was seen beaten or nearly.
+            Of each image that is now through: its position, what was found, and the runs that may beat it if this does
+            not.
         """
         through, values = [], None if strength is None else strength.tolist()
         for i, (image, run) in enumerate(divmod(unit, self.runs) for unit in units.tolist()):
@@ -144,6 +159,7 @@ class Results:
                 continue
             left.discard(run)
             if values is None:
+                self.doubts[image] |= {later for later in left if later > run}
                 left &= set(range(run))
                 rank = (True, 0.0, -run)
             else:
@@ -151,7 +167,7 @@ class Results:
             if image not in self.best or rank > self.best[image][0]:
                 self.best[image] = rank, found[i]
             if not left:
-                through.append((image, self.best.pop(image)[1], image in self.doubtful))
+                through.append((image, self.best.pop(image)[1], self.doubts.pop(image, set())))
         return through
 
 
