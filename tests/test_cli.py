@@ -163,6 +163,18 @@ def test_a_bug_leaves_its_traceback_in_a_file(monkeypatch, capsys, place):
     assert "KeyError: 'secret'" in file.read_text()
 
 
+def test_a_full_gpu_is_no_bug(monkeypatch, capsys, place):
+    def full(**options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee documentation")
+
+    monkeypatch.setattr("gacd.transfer.probe", full)
+    monkeypatch.setitem(COMMANDS, "probe", "")
+    monkeypatch.setattr("gacd.cli.Parser.add", lambda *args, **options: None)
+    assert main(["probe"]) == 1
+    expected = "gacd: error: the GPU's memory is full: gacd probe (a lower --chunk, or --batch_size to train)\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_factories_and_methods_may_lie_where_they_are_typed(place, monkeypatch, capsys):
     (place / "of_mine").mkdir()
     (place / "of_mine/nets.py").write_text("import gacd\n\ndef net():\n    return gacd.models.build('resnet8-x0.25')\n")

@@ -10,15 +10,20 @@ import torch
 from sounds import EPS
 from students import network, save
 from test_journal import ALL, masks
+from test_pool import runs
 from test_training import RUN, command, differing, stop_at
 
 from gacd import checkpoint, noise
+from gacd.attacks import pool
+from gacd.attacks.graph import captured
 from gacd.attacks.loop import box, inside, projection
+from gacd.attacks.names import searches
 from gacd.audit import audit
 from gacd.cli import main
 from gacd.device import exact_on_cuda
 from gacd.evaluation import evaluate
 from gacd.models import build
+from gacd.models.folding import attackable
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 SEARCHES = {"32": torch.float32, "bf16": torch.bfloat16}
@@ -56,6 +61,47 @@ def test_order_shards_and_a_second_time_are_equal_to_the_bit(small, precision):
     for count in (2, 4):
         parts = [masks(small, shard=(i, count), **options) for i in range(count)]
         assert torch.equal(torch.stack(parts).any(0), whole)
+
+
+@pytest.mark.parametrize("precision", SEARCHES)
+@pytest.mark.parametrize("name", ["fgsm", "pgd10", "apgd-ce10", "apgd-t5", "fab-t5", "square60"])
+def test_a_replayed_search_finds_the_same_bits(small, monkeypatch, name, precision):
+    model, x, y = small
+    (search,), _ = searches(name, norm="Linf", eps=EPS, step_size=EPS / 4, seed=0, classes=3)
+    replayed, found = [], []
+
+    def noted(turn, rows):
+        replayed.append(captured(turn, rows))
+        return replayed[-1]
+
+    for way in (noted, lambda turn, rows: turn):
+        monkeypatch.setattr(pool, "captured", way)
+        with torch.no_grad(), attackable(model, x[:1].cuda()) as quick:
+            found.append(runs(search, quick, x.cuda(), y.cuda(), torch.arange(200), 50, searching(precision)))
+    assert {turn.__name__ for turn in replayed} == {"replay"}
+    for i, (image, doubts) in found[1].items():
+        assert torch.equal(found[0][i][0], image) and found[0][i][1] == doubts
+
+
+@pytest.mark.parametrize("how", ["waits", "copies"])
+def test_a_network_that_no_graph_can_hold_is_attacked_without_one(small, how):
+    model, x, y = small
+
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = model
+
+        def forward(self, z):
+            if how == "waits":
+                return self.network(z) if float(z.detach().sum()) > -1 else z
+            return self.network(z - torch.tensor([0.0], device=z.device))
+
+    names = ["pgd10", "fab-t5", "square50"]
+    odd, plain = (evaluate(each, (x, y), names, eps=0.01) for each in (Odd(), model))
+    assert 0.1 < plain.worst < plain.natural
+    for name, mask in plain.correct.items():
+        assert int((mask != odd.correct[name]).sum()) <= 1, name
 
 
 @pytest.mark.parametrize("precision", SEARCHES)

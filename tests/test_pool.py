@@ -255,7 +255,7 @@ def test_a_wrong_guess_is_not_believed():
             rows["moved"] = torch.ones_like(rows["moved"])
 
         def propose(self, rows):
-            rows["z"] = torch.where(rows["moved"].view(-1, 1, 1, 1), rows["x"], rows["x"].flip(3))
+            rows["z"] = torch.where((rows["moved"] | (rows["t"] == 0)).view(-1, 1, 1, 1), rows["x"], rows["x"].flip(3))
 
     x = torch.tensor([0.5, 0.1]).view(1, 1, 1, 2)
     image, seen = swept(Guesses(), lambda z: z.flatten(1), x, torch.tensor([0]), torch.tensor([0]), 4)[0]

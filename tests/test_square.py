@@ -222,6 +222,7 @@ def test_the_loss_never_falls_and_the_proposals_differ_by_a_square():
     for t in range(300):
         forward(search, linear(), rows)
         assert bool((rows["best_value"] >= last).all())
+        assert torch.equal(rows["z"] == rows["high"], up) == (t == 0)
         if t > 30:  # a square of one pixel
             assert int((rows["z"] != rows["best"]).sum((2, 3)).max()) == 1
         last = rows["best_value"]

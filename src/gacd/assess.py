@@ -67,7 +67,7 @@ def evaluate(
         step_size: of pgd and margin, in pixel units; a quarter of eps if absent.
         norm: of the ball.
         n: only the first n test images.
-        chunk: images per forward; 64 on a CPU and 250 on a GPU if absent.
+        chunk: images per forward; 64 on a CPU and 500 on a GPU if absent.
         seed: of whatever is random.
         audits: quick, or full: several times the cost of the attacks.
         witnesses: images, from the first on, of which what beat them is kept for gacd verify; 0 for none.

@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         return 141
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
-    except Exception:
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
+            return _fail(f"the GPU's memory is full: gacd {argv[0]} (a lower --chunk, or --batch_size to train)", 1)
         with tempfile.NamedTemporaryFile("w", prefix="gacd-", suffix=".txt", delete=False) as file:
             file.write(" ".join(["gacd", *argv]) + "\n" + traceback.format_exc())
         return _fail(f"a bug in gacd; its traceback is in {file.name}: please report it", 70)

@@ -57,7 +57,7 @@ def evaluate(
         eps: radius, in pixel units.
         step_size: in pixel units; eps / 4 if absent, which is 2/255 at 8/255.
         seed: of the random starts.
-        chunk: images per forward, at most all; 64 on a CPU and 250 on a GPU if absent. Verdicts may differ between
+        chunk: images per forward, at most all; 64 on a CPU and 500 on a GPU if absent. Verdicts may differ between
             chunk sizes by the last bit of a gradient.
         compile: fuses the kernels of the network that is searched by torch.compile; for CUDA.
         search: makes a context for the attacks' forwards, such as autocast; verdicts are taken outside it.
@@ -197,7 +197,7 @@ def rows_on(device: torch.device | str) -> int:
 
     On a CPU few rows keep feature maps in its caches, and lose least as the last images of an attack drop out.
     """
-    return 64 if torch.device(device).type == "cpu" else 250
+    return 64 if torch.device(device).type == "cpu" else 500
 
 
 def images_of(data: Any) -> tuple[Tensor, Tensor]:

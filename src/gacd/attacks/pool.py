@@ -65,9 +65,9 @@ def sweep(
         for run in range(search.runs)
         for image in block.tolist()
     )
-    turns: list[Turn] = []
-    for turn in cycle(range(len(search.needs))):
-        if turn == 0:
+    turns: dict[tuple[str, bool], Turn] = {}
+    for number, need in cycle(enumerate(search.needs)):
+        if number == 0:
             free = (unit < 0).nonzero()[:, 0]
             few = chunk // 16 if pool and pool["z"].is_cuda else 0  # for whom it is not worth the launching
             if len(free) > few or len(free) == chunk:
@@ -78,11 +78,11 @@ def sweep(
                     _put(pool, free[: len(new)], _rows(search, fetch, new), chunk)
             if not bool((unit >= 0).any()):
                 return
-            if search.guesses:
-                _guess(search, pool, unit, t)
+            guessing = search.guesses and _guess(pool, unit, t, search.steps)
         with context():
-            turns = turns or [captured(partial(_turn, search, model, need), pool) for need in search.needs]
-            z, said = turns[turn](pool)
+            if (need, guessing) not in turns:
+                turns[need, guessing] = captured(partial(_turn, search, model, need, guessing), pool)
+            z, said = turns[need, guessing](pool)
         t, moved, beaten, near = said.cpu()
         moved, beaten, near = moved.bool(), beaten.bool(), near.bool()
         right = last = unit >= 0
@@ -101,16 +101,20 @@ def sweep(
             yield torch.tensor(where), torch.stack(images), list(doubts)
 
 
-def _turn(search: Search, model: Any, need: str, rows: Rows) -> tuple[Tensor, Tensor]:
-    """A forward and a step of all rows.
+def _turn(search: Search, model: Any, need: str, guessing: bool, rows: Rows) -> tuple[Tensor, Tensor]:
+    """A forward and a step of all rows, some of which may begin with what others hold: see `_guess`.
 
     Returns:
         What was asked about, (B,C,H,W), and (4,B) int64: each row's "t" after it, whether its step says "moved",
         whether it was beaten, and whether it was or nearly was.
     """
-    z = rows["z"]
+    if guessing:
+        source, ahead = rows["guess"]
+        rows |= {key: value[source] for key, value in rows.items() if key != "guess"}
+        rows["t"] = rows["t"] + ahead
     logits, value, gradient = ask(search, model, rows, need)
-    margin, largest, counts = margin_loss(logits, rows["y"]), magnitude(logits), search.candidates(rows)
+    z, counts = rows["z"], search.candidates(rows)
+    margin, largest = margin_loss(logits, rows["y"]), magnitude(logits)
     beaten, near = margin > BEATEN * largest, margin > _near(logits.device.type) * largest
     advance(search, rows, logits, value, gradient)
     moved = rows["moved"] if search.guesses else torch.zeros_like(beaten)
@@ -189,28 +193,33 @@ def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
         for key, value in rows.items():
             value = value[fill.to(value.device)]
             pool[key] = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        pool["guess"] = torch.zeros(2, chunk, dtype=torch.int64, device=pool["z"].device)
         return
     slots = slots.to(pool["z"].device)
     for key, value in rows.items():
         pool[key][slots] = value
 
 
-@torch.no_grad()
-def _guess(search: Search, pool: Rows, unit: Tensor, t: Tensor) -> None:
-    """Gives free rows the next forwards of the runs that are there, as if no answer before them changed anything."""
+def _guess(pool: Rows, unit: Tensor, t: Tensor, steps: int) -> bool:
+    """Gives free rows the next forwards of the runs that are there, as if no answer before them changed anything.
+
+    In the pool, "guess" (2,B) then says in whose place each row goes on, and how many forwards later.
+
+    Returns:
+        Whether there is one.
+    """
     free, there = (unit < 0).nonzero()[:, 0], (unit >= 0).nonzero()[:, 0]
     number = torch.arange(len(free))
     source, ahead = there[number % len(there)], 1 + number // len(there)
-    some = t[source] + ahead < search.steps
+    some = t[source] + ahead < steps
     free, source, ahead = free[some], source[some], ahead[some]
     if not len(free):
-        return
+        return False
     unit[free], t[free] = unit[source], t[source] + ahead
-    there = source.to(pool["z"].device)
-    rows = {key: value[there] for key, value in pool.items()}
-    rows["t"] += ahead.to(there.device)
-    search.propose(rows)
-    _put(pool, free, rows, len(unit))
+    guess = torch.stack([torch.arange(len(unit)), torch.zeros_like(unit)])
+    guess[:, free] = torch.stack([source, ahead])
+    pool["guess"].copy_(guess)
+    return True
 
 
 def _rightly_guessed(unit: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:

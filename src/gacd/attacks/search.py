@@ -63,7 +63,7 @@ class Search:
         raise NotImplementedError
 
     def propose(self, rows: Rows) -> None:
-        """Sets "z" for the forward with the number "t" (B,), where `step` has not."""
+        """Sets "z" for the forward with the number "t" (B,), where `begin` or `step` has not."""
 
     def candidates(self, rows: Rows) -> Tensor:
         """Whether "z" may be taken for a result where it fools the network, (B,) bool: not where outside the ball."""
@@ -186,15 +186,15 @@ def advance(search: Search, rows: Rows, logits: Tensor, value: Tensor, gradient:
     """A step with what `ask` gave."""
     search.step(rows, logits, value, gradient)
     rows["t"] = rows["t"] + 1
-    search.propose(rows)
 
 
 def ask(
     search: Search, model: Callable[[Tensor], Tensor], rows: Rows, need: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One forward at rows["z"]: logits (B,K), the objective (B,) and its gradient (B,C,H,W), if needed; detached."""
-    if need == "logits":
-        with torch.no_grad():
+    """One forward: logits (B,K) at "z", the objective (B,) and its gradient (B,C,H,W), if needed; detached."""
+    with torch.no_grad():
+        search.propose(rows)
+        if need == "logits":
             logits = model(rows["z"])
             return logits, search.objective(logits, rows), None
     z = rows["z"].detach().requires_grad_()

@@ -79,7 +79,8 @@ class Square(Search):
 
     def propose(self, rows: Rows) -> None:
         where, up = self.square(rows)
-        rows["z"] = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
+        z = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
+        rows["z"] = torch.where((rows["t"] == 0).view(-1, 1, 1, 1), rows["z"], z)
 
     def found(self, rows: Rows) -> Tensor:
         return rows["best"]
