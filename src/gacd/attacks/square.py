@@ -60,10 +60,9 @@ class Square(Search):
         x = rows["x"]
         _, c, _, w = x.shape
         up = noise.uniform(noise.key(self.key, "stripes"), rows["index"], (c, 1, w)) < 0.5
-        rows["z"] = torch.empty_like(x).copy_(
-            torch.where(up, rows["high"], rows["low"])
-        )  # in the images' memory format
-        rows["best"], rows["best_value"] = x.clone(), x.new_full((len(x),), -torch.inf)
+        stripes = torch.where(up, rows["high"], rows["low"])
+        rows["z"] = rows["best"] = torch.empty_like(x).copy_(stripes)  # in the images' memory format
+        rows["best_value"] = x.new_full((len(x),), -torch.inf)
         rows["moved"] = torch.zeros_like(rows["y"], dtype=torch.bool)
         rows["stream"] = noise.bits(noise.key(self.key, "stream"), rows["index"], 1)[:, 0]
 
@@ -71,16 +70,18 @@ class Square(Search):
         return margin_loss(logits, rows["y"])
 
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
-        better, broken = value > rows["best_value"], value.isnan()  # which the result shows
-        best = torch.where(better.view(-1, 1, 1, 1), rows["z"], rows["best"])
-        rows["best"] = torch.where(broken.view(-1, 1, 1, 1), torch.nan, best)
-        rows["best_value"] = torch.where(better | broken, value.to(rows["best_value"].dtype), rows["best_value"])
-        rows["moved"] = better | broken
+        broken = value.isnan()
+        better = (value > rows["best_value"]) | broken
+        shown = torch.where(broken, torch.nan, 1.0).to(rows["z"].dtype)  # a broken network, in the result
+        z = rows["z"] * shown.view(-1, 1, 1, 1)
+        rows["best"] = torch.where(better.view(-1, 1, 1, 1), z, rows["best"])
+        rows["best_value"] = torch.where(better, value.to(rows["best_value"].dtype), rows["best_value"])
+        rows["moved"] = better
 
     def propose(self, rows: Rows) -> None:
         where, up = self.square(rows)
-        z = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
-        rows["z"] = torch.where((rows["t"] == 0).view(-1, 1, 1, 1), rows["z"], z)
+        where = where & (rows["t"] > 0).view(-1, 1, 1, 1)  # the stripes come first
+        rows["z"] = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
 
     def found(self, rows: Rows) -> Tensor:
         return rows["best"]
