@@ -152,7 +152,7 @@ def test_in_bfloat16_too_a_stopped_run_ends_as_one_that_was_not(tmp_path, monkey
     assert differing(whole, stopped) == []
 
 
-@pytest.mark.filterwarnings("default")  # torch.compile has warnings of its own
+@pytest.mark.filterwarnings("default")  # importing torch's compiler warns of torch's own deprecations
 def test_a_compiled_search_beats_the_same_images(tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "t", network("resnet8-x0.5", 0, digits), digits)

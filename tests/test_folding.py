@@ -1,8 +1,12 @@
 """Batch norms folded for attacks: what is attacked stays the network, whenever its twin was made."""
 
+from functools import partial
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from gacd import noise
 from gacd.attacks import evaluating
@@ -121,19 +125,31 @@ def test_training_attacks_the_network_of_that_moment():
     assert loss(method.attack(x, y)) > loss(x)
 
 
-def test_what_cannot_be_compiled_is_said(monkeypatch):
-    class NoCompiler(Exception):
-        __module__ = "torch._inductor.exc"
+@pytest.mark.parametrize("when", ["made", "called", "called back"])
+def test_what_cannot_be_compiled_is_said(monkeypatch, when):
+    """Whatever the error's type, and whether the compiler raises it, its code, or that code's backward."""
 
-    def compiled(model, **options):
-        def ask(x):
-            raise NoCompiler("no C++ compiler\nfound")
+    def fails(*args):
+        raise AssertionError("expected size 16\nand stride 1")
 
-        return ask
+    def backend(graph, inputs):
+        return fails if when == "called" else fails()
 
-    monkeypatch.setattr(torch, "compile", compiled)
-    with pytest.raises(InputError, match=r"torch.compile fails .*: no C\+\+ compiler found \(leave out --compile"):
+    if when == "called back":
+        backward = make_boxed_func(fails)
+        backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph), bw_compiler=lambda *_: backward)
+    torch._dynamo.reset()  # it gives up on code that it has compiled eight times
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(InputError, match=r"torch.compile fails .*: .*size 16 and stride 1.*\(leave out --compile"):
         evaluate(build("resnet8-x0.25"), (images(), torch.arange(8)), ["fgsm"], compile=True)
+
+
+def test_other_errors_of_a_compiled_search_are_not_the_compiler_s(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model, x = build("resnet8-x0.25"), images()
+    for error in (KeyError("a bug"), torch.OutOfMemoryError("full"), InputError("no", "such")):
+        with pytest.raises(type(error)), attackable(model, x, compile=True):
+            raise error
 
 
 def test_what_is_compiled_is_the_network_without_its_parameters_gradients(monkeypatch):

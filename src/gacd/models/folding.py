@@ -5,8 +5,10 @@ times with the same weights, so folding them once saves two passes over every fe
 """
 
 import copy
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gacd.attacks.loop import evaluating
-from gacd.errors import InputError
+from gacd.errors import GacdError, InputError
 
 _twins: "WeakKeyDictionary[nn.Module, Twin | None]" = WeakKeyDictionary()
 
@@ -37,7 +39,7 @@ def attackable(model: nn.Module, x: Tensor, *, anew: bool = False, compile: bool
         try:
             yield _compiled(quick) if compile else quick
         except Exception as error:
-            if not compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if not compile or not _of_compiled_code(error):
                 raise
             reason = " ".join(str(error).split())[:200]
             raise InputError("torch.compile fails on this network or machine", reason, "leave out --compile") from None
@@ -93,6 +95,14 @@ def _compiled(model: nn.Module) -> Any:
     with suppress(Exception):  # of any type: someone else's network may mind being copied
         model = copy.deepcopy(model).requires_grad_(False)
     return torch.compile(model, dynamic=False)
+
+
+def _of_compiled_code(error: Exception) -> bool:
+    """Whether torch.compile raised it, or what that has made."""
+    if isinstance(error, GacdError | torch.OutOfMemoryError):
+        return False
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return any({"_dynamo", "_inductor", "_functorch"} & set(file.parts) for file in files)
 
 
 def _twin(model: nn.Module, x: Tensor) -> Twin | None:
