@@ -31,7 +31,7 @@ def captured(turn: Turn, pool: Rows) -> Turn:
             with _waits_forbidden():
                 turn(dict(pool))
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on, such as NCCL
                 answers = written(turn, pool)
     except Exception:  # of any type: the network may be anyone's
         return partial(written, turn)
