@@ -171,7 +171,7 @@ def test_a_full_gpu_is_no_bug(monkeypatch, capsys, place):
     monkeypatch.setitem(COMMANDS, "probe", "")
     monkeypatch.setattr("gacd.cli.Parser.add", lambda *args, **options: None)
     assert main(["probe"]) == 1
-    expected = "gacd: error: the GPU's memory is full: gacd probe (a lower --chunk, or --batch_size to train)\n"
+    expected = "gacd: error: the GPU's memory is full: gacd probe (a lower --chunk or --batch-size)\n"
     assert capsys.readouterr().err == expected
 
 

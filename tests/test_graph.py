@@ -1,13 +1,14 @@
 """What a CUDA graph does to a pool, played without one: see test_cuda.py for the graphs themselves."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
 from test_pool import EPS, ROUGHLY, runs
 from test_square import curved, images
 
-from gacd.attacks import pool
+from gacd.attacks import graph, pool
 from gacd.attacks.apgd import APGD, TargetedAPGD
 from gacd.attacks.fab import TargetedFAB
 from gacd.attacks.graph import captured, written
@@ -36,6 +37,83 @@ def test_what_is_found_is_written_into_the_pool_s_own_tensors():
     assert all(rows[key] is tensor for key, tensor in before.items())
     assert {key: tensor.tolist() for key, tensor in rows.items()} == dict(a=[2, 2], b=[1, 1], c=[4, 4], d=[4, 4])
     assert answer.tolist() == [1, 1]
+
+
+class Graphs:
+    """CUDA's part of `captured`, played on the CPU: a capture that changes nothing, and what its replays do."""
+
+    def __init__(self, patch, replays, fails=False):
+        self.streams, self.modes = ["first"], []
+        whole = graph.written
+
+        def captures(turn, rows):
+            if self.streams[-1] != "side":
+                return whole(turn, rows)
+            self.answers = whole(turn, {key: value.clone() for key, value in rows.items()})
+            self.replay = lambda: replays(self.answers, partial(whole, turn, rows))
+            return self.answers
+
+        @contextmanager
+        def capture(made, stream, capture_error_mode):
+            assert made is self
+            self.streams.append(stream)
+            if fails:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            yield
+            self.streams.pop()
+
+        patch.setattr(graph, "written", captures)
+        for name, value in dict(
+            CUDAGraph=lambda: self,
+            graph=capture,
+            Stream=lambda: "side",
+            device=lambda device: nullcontext(),
+            current_stream=lambda device: self.streams[-1],
+            set_stream=self.streams.append,
+            get_sync_debug_mode=lambda: "default",
+            set_sync_debug_mode=self.modes.append,
+        ).items():
+            patch.setattr(torch.cuda, name, value)
+
+
+def rightly(answers, turn):
+    for answer, new in zip(answers, turn(), strict=True):
+        answer.copy_(new)
+
+
+def answers_alone(answers, turn):
+    function, rows = turn.args
+    rightly(answers, partial(turn.func, function, {key: value.clone() for key, value in rows.items()}))
+
+
+class Elsewhere(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("replays", [rightly, lambda *_: None, lambda _, turn: turn(), answers_alone])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_graph_is_believed_once_it_did_what_the_function_does(monkeypatch, replays, fails):
+    def turn(rows):
+        old = rows["a"]
+        rows["a"] = old * 2 + 1
+        return [old, rows["a"] + rows["b"]]
+
+    rows = {key: torch.full((4,), value).as_subclass(Elsewhere) for key, value in dict(a=3.0, b=4.0).items()}
+    graphs = Graphs(monkeypatch, replays, fails)
+    made = captured(turn, rows)
+    assert (getattr(made, "__name__", "") == "replay") == (replays is rightly and not fails)
+    assert graphs.streams[-1] == "first" and graphs.modes == ["error", "default"]
+    assert rows["a"].tolist() == [3] * 4
+    monkeypatch.undo()
+    if replays is rightly:
+        assert [answer.tolist() for answer in made(rows)] == [[3] * 4, [11] * 4]
+        assert rows["a"].tolist() == [7] * 4
 
 
 @pytest.mark.parametrize("context", [nullcontext, ROUGHLY])

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
-            return _fail(f"the GPU's memory is full: gacd {argv[0]} (a lower --chunk, or --batch_size to train)", 1)
+            return _fail(f"the GPU's memory is full: gacd {argv[0]} (a lower --chunk or --batch-size)", 1)
         with tempfile.NamedTemporaryFile("w", prefix="gacd-", suffix=".txt", delete=False) as file:
             file.write(" ".join(["gacd", *argv]) + "\n" + traceback.format_exc())
         return _fail(f"a bug in gacd; its traceback is in {file.name}: please report it", 70)

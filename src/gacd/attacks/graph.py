@@ -23,24 +23,45 @@ def captured(turn: Turn, pool: Rows) -> Turn:
     Returns:
         A function whose answers last until the next call, where that is possible a CUDA graph.
     """
-    if not next(iter(pool.values())).is_cuda:
+    device = next(iter(pool.values())).device
+    if device.type != "cuda":
         return turn
+    stream = torch.cuda.current_stream(device)
     try:
-        with _casts_made_anew():
+        with torch.cuda.device(device), _casts_made_anew():
             turn(dict(pool))  # libraries start, torch.compile compiles
+            rows = dict(pool)
             with _waits_forbidden():
-                turn(dict(pool))
+                expected = turn(rows)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on, such as NCCL
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
                 answers = written(turn, pool)
+
+        def replay(rows: Rows) -> Sequence[Tensor]:
+            graph.replay()
+            return answers
+
+        if agrees(replay, pool, answers, [answer.clone() for answer in expected], rows):
+            return replay
     except Exception:  # of any type: the network may be anyone's
-        return partial(written, turn)
+        torch.cuda.set_stream(stream)  # a capture that fails leaves its own
+    return partial(written, turn)
 
-    def replay(rows: Rows) -> Sequence[Tensor]:
-        graph.replay()
-        return answers
 
-    return replay
+def agrees(replay: Turn, pool: Rows, answers: Sequence[Tensor], expected: Sequence[Tensor], rows: Rows) -> bool:
+    """Whether a replay gives these answers and rows; the pool is afterwards what it was.
+
+    Not so where the network launches kernels that no capture sees. In a hundredth of the numbers rounding may decide.
+    """
+    before = {key: value.clone() for key, value in pool.items()}
+    for answer in answers:
+        answer.zero_()
+    pairs = [*zip(replay(pool), expected, strict=True), *((pool[key], rows[key]) for key in before)]
+    near = [torch.isclose(a.double(), b.double(), rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs]
+    same = all(float(part.double().mean()) > 0.99 for part in near)
+    for key, value in before.items():
+        pool[key].copy_(value)
+    return same
 
 
 def written(turn: Turn, pool: Rows) -> Sequence[Tensor]:

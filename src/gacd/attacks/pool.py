@@ -4,6 +4,7 @@ A row holds one run of one image, so an image that is attacked towards nine clas
 that nothing waits for hold guesses: later forwards of a run that is there, right unless one before changed something.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -21,6 +22,7 @@ from gacd.losses import magnitude, margin_loss
 # (positions (B,)) -> images (B,C,H,W), labels (B,), natural logits (B,K), on the device
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 BEATEN = 1e-4  # by more than rounding, relative to the largest logit
+SPARE = {"cuda": 1 / 16}  # of the rows may be free before they are filled: for a few it is not worth the launching
 
 
 def sweep(
@@ -69,7 +71,7 @@ def sweep(
     for number, need in cycle(enumerate(search.needs)):
         if number == 0:
             free = (unit < 0).nonzero()[:, 0]
-            few = chunk // 16 if pool and pool["z"].is_cuda else 0  # for whom it is not worth the launching
+            few = int(SPARE.get(pool["z"].device.type, 0) * chunk) if pool else 0
             if len(free) > few or len(free) == chunk:
                 new = torch.tensor(list(islice(filter(results.wants, waiting), len(free))), dtype=torch.int64)
                 if len(new):
@@ -135,14 +137,18 @@ class Results:
         self.runs, self.only = runs, only
         self.left: dict[int, set[int]] = {}  # image -> runs that are not over and still matter
         self.best: dict[int, tuple[tuple[bool, float, int], Tensor]] = {}
-        self.doubts: dict[int, set[int]] = {}  # image -> runs that came near to beating it
+        self.doubts: dict[int, set[int]] = {}  # image -> runs that may beat it, by all that is known
 
     def wants(self, unit: int) -> bool:
         """Whether the run is still to be made, or made further; an image is known from the first such question on."""
         image, run = divmod(unit, self.runs)
         if image not in self.left:
-            self.left[image] = set(range(self.runs) if self.only is None else self.only[image])
+            self.left[image] = self.made(image)
         return run in self.left[image]
+
+    def made(self, image: int) -> set[int]:
+        """The runs that the image is to be attacked by."""
+        return set(range(self.runs) if self.only is None else self.only[image])
 
     def doubt(self, units: Tensor) -> None:
         """Notes the runs (b,) that may have beaten their images."""
@@ -163,11 +169,13 @@ class Results:
                 continue
             left.discard(run)
             if values is None:
-                self.doubts[image] |= {later for later in left if later > run}
+                self.doubts[image] |= {later for later in self.made(image) if later > run}
                 left &= set(range(run))
                 rank = (True, 0.0, -run)
             else:
                 rank = (False, values[i], -run)
+                if values[i] == math.inf:  # NaN, which a run that seems to beat the image must not hide
+                    self.doubts.setdefault(image, set()).add(run)
             if image not in self.best or rank > self.best[image][0]:
                 self.best[image] = rank, found[i]
             if not left:
