@@ -8,12 +8,13 @@ import torch
 from test_pool import EPS, ROUGHLY, runs
 from test_square import curved, images
 
-from gacd.attacks import graph, pool
+from gacd.attacks import fab, graph, pool
 from gacd.attacks.apgd import APGD, TargetedAPGD
 from gacd.attacks.fab import TargetedFAB
 from gacd.attacks.graph import captured, written
 from gacd.attacks.search import FGSM, PGD
 from gacd.attacks.square import Square
+from gacd.losses import margin_loss
 
 
 def test_a_cpu_calls_the_function_itself():
@@ -155,3 +156,31 @@ def test_a_search_finds_the_same_where_its_turns_are_replayed(monkeypatch, searc
         assert sum(not torch.equal(image, x[i]) for i, (image, _) in expected.items()) > 0
         for i, (image, doubts) in expected.items():
             assert torch.equal(found[i][0], image) and found[i][1] == doubts
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        PGD(eps=EPS, step_size=0.01, steps=6, loss=margin_loss),
+        TargetedAPGD(eps=EPS, steps=4, targets=3),
+        TargetedFAB(eps=EPS, steps=4, targets=3),
+        Square(eps=EPS, steps=25),
+    ],
+    ids=lambda search: type(search).__name__,
+)
+def test_a_gpu_s_ways_find_the_same(search, monkeypatch):
+    """Rows filled when several are free, and FAB's fixed number of rounds."""
+    x, filled = images(30), []
+    y = curved(x).argmax(1)
+    y[::10] = (y[::10] + 1) % 10
+    real = pool._rows
+    monkeypatch.setattr(pool, "_rows", lambda *args: filled.append(len(args[2])) or real(*args))
+    expected = runs(search, curved, x, y, torch.arange(30), 8)
+    before = filled.copy()
+    filled.clear()
+    monkeypatch.setitem(pool.SPARE, "cpu", 0.25)
+    monkeypatch.setitem(fab.ROUNDS, "cpu", 16)
+    found = runs(search, curved, x, y, torch.arange(30), 8)
+    assert min(filled[:-1]) > 2 and len(filled) < len(before)
+    for i, (image, doubts) in expected.items():
+        assert torch.equal(found[i][0], image) and found[i][1] == doubts

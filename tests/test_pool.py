@@ -9,7 +9,6 @@ import torch
 from test_square import curved, images, need
 from torch.nn import functional as F
 
-from gacd.attacks import fab, pool
 from gacd.attacks.apgd import APGD, TargetedAPGD
 from gacd.attacks.fab import TargetedFAB
 from gacd.attacks.pool import sweep
@@ -262,92 +261,3 @@ def test_a_wrong_guess_is_not_believed():
     image, seen = swept(Guesses(), lambda z: z.flatten(1), x, torch.tensor([0]), torch.tensor([0]), 4)[0]
     assert torch.equal(image, 1 - x[0]) and not seen
     assert (sorted(asked[0]), len(asked)) == ([0, 0, 1, 2], 3)  # one row is to spare
-
-
-class Told(Still):
-    """Run r asks about an image of its own, whose second pixel is margins[r] more than the first; two forwards."""
-
-    def __init__(self, *margins):
-        super().__init__(steps=2)
-        self.margins, self.runs = torch.tensor(margins), len(margins)
-
-    def begin(self, rows, logits):
-        rows["z"] = torch.stack([torch.full(rows["run"].shape, 0.5), 0.5 + self.margins[rows["run"]]], 1)[:, None, None]
-
-    def found(self, rows):
-        return rows["z"]
-
-    def strength(self, rows):
-        return -rows["run"]
-
-
-@pytest.mark.parametrize(
-    ("margins", "doubts", "strongest"),
-    [
-        ((-0.3, -0.3, -0.3), set(), 0),
-        ((-0.3, -0.002, -0.3), {1}, 0),
-        ((-0.3, 0.3, -0.3), {1, 2}, 1),
-        ((-0.002, -0.3, 0.3, -0.3), {0, 2, 3}, 2),
-        ((0.3, -0.3, -0.002), {0, 1, 2}, 0),
-    ],
-)
-@pytest.mark.parametrize("chunk", [1, 2, 4])
-def test_in_doubt_are_runs_that_beat_the_image_or_nearly_and_those_given_up(margins, doubts, strongest, chunk):
-    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
-    found = runs(Told(*margins), lambda z: z.flatten(1), x, y, torch.tensor([0]), chunk, ROUGHLY)
-    image, given = found[0]
-    assert given == doubts
-    assert torch.allclose(image.flatten(), torch.tensor([0.5, 0.5 + margins[strongest]]))
-
-
-def test_only_the_runs_asked_for_are_made():
-    asked = []
-
-    def model(z):
-        asked.append([round(float(pixel), 2) for pixel in z[:, 0, 0, 1]])
-        return z.flatten(1)
-
-    x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
-    search = Told(-0.1, -0.2, -0.3)
-    found = runs(search, model, x, y, torch.tensor([2, 0]), 2, only={0: {1}, 2: {1, 2}})
-    assert asked[1:] == [[0.3, 0.3]] * 2 + [[0.2, 0.3]] * 2  # one is to spare
-    assert {i: round(float(image[0, 0, 1]), 2) for i, (image, _) in found.items()} == {0: 0.3, 2: 0.3}
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 4])
-def test_a_run_that_met_nan_stays_in_doubt_behind_one_that_seems_to_beat_the_image(chunk):
-    class Broken(Told):
-        def strength(self, rows):
-            return torch.where(rows["run"] == 0, torch.nan, 0.0)
-
-    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
-    found = runs(Broken(-0.3, -0.3, 0.3), lambda z: z.flatten(1), x, y, torch.tensor([0]), chunk)
-    assert found[0][1] == {0, 2}
-
-
-@pytest.mark.parametrize(
-    "search",
-    [
-        PGD(eps=EPS, step_size=0.01, steps=6, loss=margin_loss),
-        TargetedAPGD(eps=EPS, steps=4, targets=3),
-        TargetedFAB(eps=EPS, steps=4, targets=3),
-        Square(eps=EPS, steps=25),
-    ],
-    ids=lambda search: type(search).__name__,
-)
-def test_a_gpu_s_ways_find_the_same(search, monkeypatch):
-    """Rows filled when several are free, and FAB's fixed number of rounds."""
-    x, filled = images(30), []
-    y = curved(x).argmax(1)
-    y[::10] = (y[::10] + 1) % 10
-    real = pool._rows
-    monkeypatch.setattr(pool, "_rows", lambda *args: filled.append(len(args[2])) or real(*args))
-    expected = runs(search, curved, x, y, torch.arange(30), 8)
-    before = filled.copy()
-    filled.clear()
-    monkeypatch.setitem(pool.SPARE, "cpu", 0.25)
-    monkeypatch.setitem(fab.ROUNDS, "cpu", 16)
-    found = runs(search, curved, x, y, torch.arange(30), 8)
-    assert min(filled[:-1]) > 2 and len(filled) < len(before)
-    for i, (image, doubts) in expected.items():
-        assert torch.equal(found[i][0], image) and found[i][1] == doubts

@@ -12,7 +12,7 @@ from gacd.attacks.search import Rows, Search
 from gacd.errors import InputError
 from gacd.losses import at_least_float32
 
-ROUNDS = {"cuda": 16}  # of images of CIFAR none takes more than 6
+ROUNDS = {"cuda": 16}  # three times what CIFAR's images were seen to take
 
 
 class TargetedFAB(Search):

@@ -1,0 +1,92 @@
+"""Which runs of an image stay in doubt after a search in low precision, and that these alone are made once more."""
+
+import pytest
+import torch
+from test_pool import ROUGHLY, Still, runs
+
+from gacd.judge import attacked
+
+
+class Told(Still):
+    """Run r asks about an image of its own, whose second pixel is margins[r] more than the first; two forwards."""
+
+    def __init__(self, *margins):
+        super().__init__(steps=2)
+        self.margins, self.runs = torch.tensor(margins), len(margins)
+
+    def begin(self, rows, logits):
+        rows["z"] = torch.stack([torch.full(rows["run"].shape, 0.5), 0.5 + self.margins[rows["run"]]], 1)[:, None, None]
+
+    def found(self, rows):
+        return rows["z"]
+
+    def strength(self, rows):
+        return -rows["run"]
+
+
+@pytest.mark.parametrize(
+    ("margins", "doubts", "strongest"),
+    [
+        ((-0.3, -0.3, -0.3), set(), 0),
+        ((-0.3, -0.002, -0.3), {1}, 0),
+        ((-0.3, 0.3, -0.3), {1, 2}, 1),
+        ((-0.002, -0.3, 0.3, -0.3), {0, 2, 3}, 2),
+        ((0.3, -0.3, -0.002), {0, 1, 2}, 0),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_in_doubt_are_runs_that_beat_the_image_or_nearly_and_those_given_up(margins, doubts, strongest, chunk):
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    found = runs(Told(*margins), lambda z: z.flatten(1), x, y, torch.tensor([0]), chunk, ROUGHLY)
+    image, given = found[0]
+    assert given == doubts
+    assert torch.allclose(image.flatten(), torch.tensor([0.5, 0.5 + margins[strongest]]))
+
+
+def test_only_the_runs_asked_for_are_made():
+    asked = []
+
+    def model(z):
+        asked.append([round(float(pixel), 2) for pixel in z[:, 0, 0, 1]])
+        return z.flatten(1)
+
+    x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    search = Told(-0.1, -0.2, -0.3)
+    found = runs(search, model, x, y, torch.tensor([2, 0]), 2, only={0: {1}, 2: {1, 2}})
+    assert asked[1:] == [[0.3, 0.3]] * 2 + [[0.2, 0.3]] * 2  # one is to spare
+    assert {i: round(float(image[0, 0, 1]), 2) for i, (image, _) in found.items()} == {0: 0.3, 2: 0.3}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_a_run_that_met_nan_stays_in_doubt_behind_one_that_seems_to_beat_the_image(chunk):
+    class Broken(Told):
+        def strength(self, rows):
+            return torch.where(rows["run"] == 0, torch.nan, 0.0)
+
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    found = runs(Broken(-0.3, -0.3, 0.3), lambda z: z.flatten(1), x, y, torch.tensor([0]), chunk)
+    assert found[0][1] == {0, 2}
+
+
+def test_what_is_in_doubt_is_made_once_more_in_float32():
+    """Two images, of which the second's label is the other pixel: it is beaten, and none of its runs is made again."""
+    asked = []
+
+    def quick(z):
+        asked.append((torch.is_autocast_enabled("cpu"), [round(float(pixel), 3) for pixel in z[:, 0, 0, 1]]))
+        return z.flatten(1)
+
+    x, y = torch.full((2, 1, 1, 2), 0.5), torch.tensor([0, 1])
+    result = attacked(
+        torch.nn.Flatten(),
+        quick,
+        Told(-0.3, -0.002, -0.3),
+        fetch=lambda where: (x[where], y[where], x[where].flatten(1)),
+        which=torch.arange(2),
+        chunk=6,
+        again=1,
+        context=ROUGHLY,
+    )
+    judged = {i: still for where, right, _ in result for i, still in zip(where.tolist(), right.tolist(), strict=True)}
+    assert judged == {0: True, 1: False}
+    assert [pixels for rough, pixels in asked if not rough] == [[0.498]] * 2
