@@ -138,10 +138,13 @@ def test_what_cannot_be_compiled_is_said(monkeypatch, when):
     if when == "called back":
         backward = make_boxed_func(fails)
         backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph), bw_compiler=lambda *_: backward)
+    model = build("resnet8-x0.25").eval()
+    with torch.no_grad():
+        y = model(images()).argmax(1)  # or there is nothing to attack
     torch._dynamo.reset()  # it gives up on code that it has compiled eight times
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     with pytest.raises(InputError, match=r"torch.compile fails .*: .*size 16 and stride 1.*\(leave out --compile"):
-        evaluate(build("resnet8-x0.25"), (images(), torch.arange(8)), ["fgsm"], compile=True)
+        evaluate(model, (images(), y), ["fgsm"], compile=True)
 
 
 def test_other_errors_of_a_compiled_search_are_not_the_compiler_s(monkeypatch):
