@@ -39,12 +39,15 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0,1], H and W from 8 to 96 -> logits (B, num_classes)."""
-        return self.head(self.features(x))
+        features = self.features(x)
+        with torch.autocast(self.mean.device.type, enabled=False):  # in bfloat16 most small changes round to none
+            return self.head(features)
 
     def features(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0,1] -> the penultimate features (B, feature_dim)."""
         maps = self.maps((x - self.mean) / self.std)
-        return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(1)  # so that the gradient is channels_last too
+        pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # so that the gradient is channels_last too
+        return pixels.mean(1, dtype=torch.promote_types(maps.dtype, torch.float32))
 
     def maps(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> the last feature maps (B, feature_dim, h, w)."""
