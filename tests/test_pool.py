@@ -198,6 +198,22 @@ def test_rows_that_no_image_waits_for_hold_other_runs_or_guesses():
         assert torch.equal(found, image[0])  # that of the first of three targets that are all alike
 
 
+def test_guesses_go_to_the_runs_that_are_behind():
+    """Three images in chunks of four, a flat network: nobody gets further ahead than by the guess that is over."""
+    apart = []
+
+    class Seen(Square):
+        def propose(self, rows):
+            super().propose(rows)
+            apart.append(int(rows["t"].max() - rows["t"].min()))
+
+    x = images(3)
+    swept(
+        Seen(eps=EPS, steps=50), lambda z: 0 * curved(z) + torch.eye(10)[3], x, torch.full((3,), 3), torch.arange(3), 4
+    )
+    assert len(apart) > 30 and max(apart) <= 2
+
+
 def test_runs_after_the_first_to_beat_an_image_are_given_up():
     x, y, forwards = images(1), torch.tensor([3]), []
     search = TargetedAPGD(eps=EPS, steps=4, targets=3)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gacd.attacks.graph import Turn, captured
+from gacd.attacks.local import Local, localised
 from gacd.attacks.official import Official
 from gacd.attacks.search import Rows, Search, advance, ask, begin, strengths
 from gacd.losses import magnitude, margin_loss
@@ -23,6 +24,7 @@ from gacd.losses import magnitude, margin_loss
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 BEATEN = 1e-4  # by more than rounding, relative to the largest logit
 SPARE = {"cuda": 1 / 16}  # of the rows may be free before they are filled: for a few it is not worth the launching
+SPARE_IF_LOCAL = 3 / 4  # guesses fill nearly as well as runs, which cost less while all are at the same forward
 
 
 def sweep(
@@ -71,13 +73,18 @@ def sweep(
     for number, need in cycle(enumerate(search.needs)):
         if number == 0:
             free = (unit < 0).nonzero()[:, 0]
-            few = int(SPARE.get(pool["z"].device.type, 0) * chunk) if pool else 0
+            device = pool["z"].device.type if pool else ""
+            few = int((SPARE_IF_LOCAL if isinstance(model, Local) else SPARE.get(device, 0)) * chunk)
             if len(free) > few or len(free) == chunk:
                 new = torch.tensor(list(islice(filter(results.wants, waiting), len(free))), dtype=torch.int64)
                 if len(new):
+                    rows = _rows(search, fetch, new)
+                    if search.guesses:
+                        rows["slot"] = _vacant(pool, unit)[: len(new)]
                     unit[free[: len(new)]] = new
                     t[free[: len(new)]] = 0
-                    _put(pool, free[: len(new)], _rows(search, fetch, new), chunk)
+                    if _put(pool, free[: len(new)], rows, chunk) and search.guesses:
+                        model = localised(model, pool["x"]) or model
             if not bool((unit >= 0).any()):
                 return
             guessing = search.guesses and _guess(pool, unit, t, search.steps)
@@ -90,6 +97,8 @@ def sweep(
         right = last = unit >= 0
         if search.guesses:
             right, last = _rightly_guessed(unit, t, moved | beaten)
+        if isinstance(model, Local):
+            model.keep((moved & last).nonzero()[:, 0])
         results.doubt(unit[near & right])
         unit[~last] = -1
         beaten, over = beaten & last, (t >= search.steps) & last
@@ -112,9 +121,10 @@ def _turn(search: Search, model: Any, need: str, guessing: bool, rows: Rows) -> 
     """
     if guessing:
         source, ahead = rows["guess"]
-        rows |= {key: value[source] for key, value in rows.items() if key != "guess"}
+        rows |= {key: value[source] for key, value in rows.items() if key not in ("guess", "z")}
         rows["t"] = rows["t"] + ahead
-    logits, value, gradient = ask(search, model, rows, need)
+    asked = (lambda z: model(z, rows["slot"], rows["square"])) if isinstance(model, Local) else model
+    logits, value, gradient = ask(search, asked, rows, need)
     z, counts = rows["z"], search.candidates(rows)
     margin, largest = margin_loss(logits, rows["y"]), magnitude(logits)
     beaten, near = margin > BEATEN * largest, margin > _near(logits.device.type) * largest
@@ -193,8 +203,8 @@ def _rows(search: Search, fetch: Fetch, units: Tensor) -> Rows:
     return begin(search, x, y, None, lambda: logits, (units % search.runs).to(y.device))
 
 
-def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
-    """Rows into the pool's slots; the first ones fill it, slots to spare with copies that nobody reads."""
+def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> bool:
+    """Rows into the pool's slots; the first ones, then True, fill it, slots to spare with copies that nobody reads."""
     if not pool:
         fill = torch.zeros(chunk, dtype=torch.int64)
         fill[slots] = torch.arange(len(slots))
@@ -202,10 +212,19 @@ def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
             value = value[fill.to(value.device)]
             pool[key] = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
         pool["guess"] = torch.zeros(2, chunk, dtype=torch.int64, device=pool["z"].device)
-        return
+        return True
     slots = slots.to(pool["z"].device)
     for key, value in rows.items():
         pool[key][slots] = value
+    return False
+
+
+def _vacant(pool: Rows, unit: Tensor) -> Tensor:
+    """Slots that no run there is has."""
+    vacant = torch.ones(len(unit), dtype=torch.bool)
+    if pool:
+        vacant[pool["slot"].cpu()[unit >= 0]] = False
+    return vacant.nonzero()[:, 0]
 
 
 def _guess(pool: Rows, unit: Tensor, t: Tensor, steps: int) -> bool:
@@ -217,6 +236,7 @@ def _guess(pool: Rows, unit: Tensor, t: Tensor, steps: int) -> bool:
         Whether there is one.
     """
     free, there = (unit < 0).nonzero()[:, 0], (unit >= 0).nonzero()[:, 0]
+    there = there[t[there].argsort(stable=True)]  # those behind catch up: runs at the same forward ask alike
     number = torch.arange(len(free))
     source, ahead = there[number % len(there)], 1 + number // len(there)
     some = t[source] + ahead < steps

@@ -63,6 +63,7 @@ class Square(Search):
         stripes = torch.where(up, rows["high"], rows["low"])
         rows["z"] = rows["best"] = torch.empty_like(x).copy_(stripes)  # in the images' memory format
         rows["best_value"] = x.new_full((len(x),), -torch.inf)
+        rows["square"] = torch.zeros(len(x), 3, dtype=torch.int64, device=x.device)
         rows["moved"] = torch.zeros_like(rows["y"], dtype=torch.bool)
         rows["stream"] = noise.bits(noise.key(self.key, "stream"), rows["index"], 1)[:, 0]
 
@@ -82,22 +83,28 @@ class Square(Search):
         where, up = self.square(rows)
         where = where & (rows["t"] > 0).view(-1, 1, 1, 1)  # the stripes come first
         rows["z"] = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
+        rows["square"] = torch.where(rows["t"][:, None] > 0, rows["square"], max(where.shape[2:]))
 
     def found(self, rows: Rows) -> Tensor:
         return rows["best"]
 
     def square(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Where the square of forward "t" > 0 lies, (B,1,H,W) bool, and whether it goes up, (B,C,1,1) bool."""
+        """Where the square of forward "t" > 0 lies, (B,1,H,W) bool, and whether it goes up, (B,C,1,1) bool.
+
+        "square" (B,3) is then its first row, its first column and its side.
+        """
         _, c, h, w = rows["x"].shape
         number = rows["t"] - 1
         size = self.sizes(h, w, number.device)[self._halvings(number)]
         stream = rows["stream"] + number.to(torch.int32)
         draw = noise.uniform(noise.key(self.key, "square"), stream, (2 + c,))
-        inside = []
+        inside, corner = [], []
         for side, u in ((h, draw[:, 0]), (w, draw[:, 1])):
             first = (u * (side - size + 1)).long()[:, None]
             place = torch.arange(side, device=size.device)
             inside.append((place >= first) & (place < first + size[:, None]))
+            corner.append(first)
+        rows["square"] = torch.cat([*corner, size[:, None]], 1)
         return (inside[0][:, :, None] & inside[1][:, None, :])[:, None], (draw[:, 2:] < 0.5)[:, :, None, None]
 
     def sizes(self, h: int, w: int, device: torch.device | str | None = None) -> Tensor:

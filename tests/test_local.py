@@ -1,0 +1,226 @@
+"""A network that computes only what a square can change gives the whole network's logits, and the same search."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gacd import noise
+from gacd.attacks import local, pool
+from gacd.attacks.local import Local, localised
+from gacd.attacks.search import begin
+from gacd.attacks.square import Square
+from gacd.cost import Operations
+from gacd.models import build
+from gacd.models.folding import attackable
+
+NAMES = ("resnet20", "resnet18-x0.25", "wrn-10-1", "dm-wrn-10-1", "mobilenetv2-x0.1", "mobilenetv2-x0.5")
+
+
+def network(name="resnet8", classes=10):
+    """In float64, with statistics that are no identities."""
+    torch.manual_seed(0)
+    model = build(name, classes, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            module.bias.data.normal_(0, 0.3)
+    return model
+
+
+def pictures(n, h=32, w=32):
+    return noise.uniform(5, torch.arange(n), (3, h, w)).double()
+
+
+def changed(x, square, seed):
+    """Images with new pixels in the squares."""
+    z = x.clone()
+    for image, (top, left, side) in enumerate(square.tolist()):
+        new = z[image, :, top : top + side, left : left + side]
+        new.copy_(noise.uniform(seed, torch.tensor([image]), tuple(new.shape))[0])
+    return z
+
+
+def squares(n, h, w, seed):
+    """Of sides 1 to 10 and whole ones, anywhere and in corners."""
+    u = noise.uniform(seed, torch.arange(n), (3,))
+    side = 1 + (10 * u[:, 2]).long()
+    corner = [(u[:, i] * (length - side + 1)).long() for i, length in enumerate((h, w))]
+    square = torch.stack([*corner, side], 1)
+    square[0] = torch.tensor([0, 0, max(h, w)])
+    square[1, :2] = 0
+    square[2, :2] = torch.tensor([h, w]) - square[2, 2]
+    return square
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_the_logits_are_those_of_the_whole_network(name):
+    for h, w in ((32, 32), (21, 26)):
+        model, x, slot = network(name), pictures(6, h, w), torch.tensor([3, 5, 0, 1, 4, 2])
+        found = Local(model, 6)
+        whole = torch.tensor([[0, 0, max(h, w)]]).expand(6, 3)
+        assert torch.allclose(found(x, slot, whole), model(x), rtol=1e-9, atol=1e-9)
+        found.keep(torch.arange(6))
+        for seed in range(5):
+            square = squares(6, h, w, seed)
+            z = changed(x, square, seed)
+            assert torch.allclose(found(z, slot, square), model(z), rtol=1e-9, atol=1e-9)
+            kept = torch.arange(seed % 2, 6, 2)
+            found.keep(kept)
+            x[kept] = z[kept]  # the others are again what they were
+        several = torch.tensor([4, 4, 4, 1, 1, 0])  # rows of one slot
+        z, square = x[several], squares(6, h, w, 9)
+        z = changed(z, square, 9)
+        assert torch.allclose(found(z, slot[several], square), model(z), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "share"), [("resnet20", 0.75), ("wrn-10-1", 0.5), ("resnet18-x0.25", 0.75)])
+def test_far_less_is_computed(name, share):
+    model, x, slot = network(name), pictures(2), torch.arange(2)
+    with attackable(model, x) as quick:
+        found = localised(quick, x)
+        found(x, slot, torch.tensor([[0, 0, 32]]).expand(2, 3))
+        found.keep(slot)
+        counts = []
+        for ask in (lambda: quick(x), lambda: found(x, slot, torch.tensor([[9, 14, 3]]).expand(2, 3))):
+            with Operations() as counter:
+                ask()
+            counts.append(counter.total)
+    assert counts[1] < share * counts[0]
+
+
+class Odd(nn.Module):
+    """Asks for one thing after another that must be computed whole, or has windows of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 4, 3, 2, 1, groups=2))
+        self.steps = nn.ModuleList(
+            [
+                nn.Conv2d(4, 4, 1, 2),
+                nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+                nn.Conv2d(4, 4, 3),
+                nn.Conv2d(4, 4, 5, padding=2),
+                nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+                nn.Conv2d(4, 4, 3, 3, 1),
+                nn.AvgPool2d(2, 2),
+                nn.AvgPool2d(1, 3),
+                nn.MaxPool2d(3, 1, 1),
+                nn.BatchNorm2d(4, track_running_stats=False),
+            ]
+        )
+        self.place = nn.Parameter(torch.randn(4, 32, 32))
+
+    def forward(self, x):
+        x = self.first[0](x) * 2 - 0.1
+        x = (x / self.place.exp()).add(self.place)
+        x = self.first[1:](torch.cat([x[:, 2:], x.flip(1)[:, :2]], 1))
+        return torch.cat([step(x).flatten(2).mean(2) for step in self.steps], 1)
+
+
+@torch.no_grad()
+def test_what_looks_further_is_computed_whole():
+    torch.manual_seed(0)
+    model, x, slot = Odd().double().eval(), pictures(3), torch.arange(3)
+    found = Local(model, 3)
+    for seed, side in enumerate((32, 4, 9, 1)):
+        square = torch.tensor([[0, 0], [7, 12], [32 - side, 32 - side]]).minimum(torch.tensor(32 - side))
+        square = torch.cat([square, torch.full((3, 1), side)], 1)
+        x = changed(x, square, seed)
+        assert torch.allclose(found(x, slot, square), model(x), rtol=1e-9, atol=1e-9)
+        found.keep(slot)
+
+
+class Rethinks(nn.Module):
+    """Changes in place what it has already filtered, and goes on with that."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(c, 4, 3, padding=1) for c in (3, 4, 4))
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.b(x)
+        F.relu(x, inplace=True)
+        return (self.c(x) + y).flatten(2).mean(2)
+
+
+class Draws(Rethinks):
+    def forward(self, x):
+        return super().forward(x) + torch.rand(1)
+
+
+class Coarse(nn.Sequential):
+    """Nothing stays local after its one convolution."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 7, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
+
+
+class Refuses(Rethinks):
+    def forward(self, x):
+        if type(x) is not torch.Tensor:
+            raise TypeError("a tensor, please")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Rethinks, Draws, Coarse, Refuses])
+def test_a_network_that_it_does_not_fit_is_left_alone(kind):
+    torch.manual_seed(0)
+    assert localised(kind().eval(), torch.rand(3, 3, 32, 32)) is None
+
+
+def test_where_nothing_is_saved_it_is_not_used(monkeypatch):
+    model = network()
+    assert localised(model, pictures(3)).slots == 3
+    asked = []
+    assert localised(lambda z: asked.append(z), pictures(3, 32, 9)) is None  # windows would be all of such images
+    assert not asked
+    monkeypatch.setattr(local, "MEMORY", 100_000)
+    assert localised(model, pictures(3)) is None
+
+
+def exact():
+    """A network whose every sum is exact in float32: weights 0, 1 and -1, two of a filter not 0."""
+    model = build("resnet8-x0.5", 4).eval()
+    for number, module in enumerate(model.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            weight = noise.normal(number, torch.arange(len(module.weight)), tuple(module.weight.shape[1:]))
+            least = weight.abs().flatten(1).topk(2)[0][:, 1].view(-1, *[1] * (weight.ndim - 1))
+            module.weight.data = torch.where(weight.abs() >= least, weight.sign(), 0.0)
+    model.head.bias.data.zero_()
+    return model
+
+
+@torch.no_grad()
+def test_a_search_is_the_same_with_it(monkeypatch):
+    """Nine images in chunks of four, so that some wait, and at the end rows hold guesses."""
+    model = exact()
+    x = (64 * noise.uniform(8, torch.arange(9), (3, 16, 16))).floor() / 64
+    logits = model(x)
+    y, search = logits.argmax(1), Square(eps=1 / 32, steps=120, p_init=0.3)
+    used, found = [], []
+
+    def spied(*args):
+        used.append(localised(*args))
+        return used[-1]
+
+    for make in (spied, lambda *args: None):
+        monkeypatch.setattr(pool, "localised", make)
+        images = {}
+        for where, z, _ in pool.sweep(
+            search, model, lambda p: (x[p], y[p], logits[p]), torch.arange(9), 4, nullcontext
+        ):
+            images |= dict(zip(where.tolist(), z, strict=True))
+        found.append(torch.stack([images[i] for i in range(9)]))
+    assert used[0].last  # it was asked
+    assert torch.equal(*found)
+    first = begin(search, x, y, None, lambda: logits)["z"]
+    assert (found[0] != first).flatten(1).any(1).sum() >= 5  # not the stripes that all begin with
