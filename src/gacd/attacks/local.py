@@ -31,7 +31,7 @@ def localised(model: Callable[[Any], Any], x: Tensor) -> Local | None:
     local, slot = Local(model, len(z)), torch.arange(len(z))
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for corner, pixels in ((0, side), (0, 1), (side - 1, 1), (side // 3, STEP), (side // 3, STEP)):
+            for corner, pixels in ((0, side), (0, 1), (side - 1, 1), (side // 3, STEP)):
                 square = torch.tensor([[corner, corner, pixels]]).expand(len(z), 3)
                 z[:, :, corner : corner + pixels, corner : corner + pixels].neg_()
                 logits, expected = local(z, slot, square), model(z)
@@ -73,9 +73,7 @@ class Local:
             where = (sides == side).nonzero()[:, 0]
             rows = torch.cat([where, where[-1:].expand(len(z) - len(where))])  # forwards of one shape
             corner = torch.minimum(square[rows, :2], torch.tensor(size) - side).clamp_min(0)
-            window = z[rows]
-            if side < max(size):
-                window = _cut(_pixels(window), size, torch.arange(len(rows)), corner, (side, side))
+            window = z[rows] if side == max(size) else _cut(_pixels(z), size, rows, corner, (side, side))
             forward = Forward(self, rows, slot[rows])
             found = _plain(self.model(Map(forward, window, corner, size)))
             logits = logits if len(logits) else found.new_empty(len(z), found.shape[1])

@@ -121,7 +121,7 @@ def _turn(search: Search, model: Any, need: str, guessing: bool, rows: Rows) -> 
     """
     if guessing:
         source, ahead = rows["guess"]
-        rows |= {key: value[source] for key, value in rows.items() if key not in ("guess", "z")}
+        rows |= {key: _taken(value, source) for key, value in rows.items() if key not in ("guess", "z")}
         rows["t"] = rows["t"] + ahead
     asked = (lambda z: model(z, rows["slot"], rows["square"])) if isinstance(model, Local) else model
     logits, value, gradient = ask(search, asked, rows, need)
@@ -131,6 +131,13 @@ def _turn(search: Search, model: Any, need: str, guessing: bool, rows: Rows) -> 
     advance(search, rows, logits, value, gradient)
     moved = rows["moved"] if search.guesses else torch.zeros_like(beaten)
     return z, torch.stack([rows["t"], *(said.long() for said in (moved, beaten & counts, near & counts))])
+
+
+def _taken(value: Tensor, source: Tensor) -> Tensor:
+    """value[source], for images, which are channels_last, several times as fast."""
+    if value.ndim < 4:
+        return value[source]
+    return value.permute(0, 2, 3, 1).index_select(0, source).permute(0, 3, 1, 2)
 
 
 class Results:
