@@ -188,7 +188,7 @@ def test_where_nothing_is_saved_it_is_not_used(monkeypatch):
 
 @torch.no_grad()
 def exact(x):
-    """A network whose every sum is exact in float32: weights 0, 1 and -1, two of a filter not 0; no class rules on x."""
+    """A network whose every sum is exact in float32: weights 0, 1 and -1, two of a filter not 0. No class rules."""
     model = build("resnet8-x0.5", 4).eval()
     for number, module in enumerate(model.modules()):
         if isinstance(module, nn.BatchNorm2d):
