@@ -1,6 +1,7 @@
 """A network that computes only what a square can change gives the whole network's logits, and the same search."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -137,51 +138,85 @@ def test_what_looks_further_is_computed_whole():
         found.keep(slot)
 
 
-class Rethinks(nn.Module):
+class Rethinks(nn.Conv2d):
     """Changes in place what it has already filtered, and goes on with that."""
 
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = (nn.Conv2d(c, 4, 3, padding=1) for c in (3, 4, 4))
-
     def forward(self, x):
-        x = self.a(x)
-        y = self.b(x)
-        F.relu(x, inplace=True)
-        return (self.c(x) + y).flatten(2).mean(2)
+        y = super().forward(x)
+        return y + super().forward(F.silu(x, inplace=True))
 
 
-class Draws(Rethinks):
+class Draws(nn.Conv2d):
     def forward(self, x):
-        return super().forward(x) + torch.rand(1)
+        return super().forward(x) + 0.01 * torch.rand(1)
 
 
-class Coarse(nn.Sequential):
-    """Nothing stays local after its one convolution."""
-
-    def __init__(self):
-        super().__init__(nn.Conv2d(3, 8, 7, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
-
-
-class Refuses(Rethinks):
+class Refuses(nn.Conv2d):
     def forward(self, x):
         if type(x) is not torch.Tensor:
             raise TypeError("a tensor, please")
         return super().forward(x)
 
 
-@pytest.mark.parametrize("kind", [Rethinks, Draws, Coarse, Refuses])
-def test_a_network_that_it_does_not_fit_is_left_alone(kind):
-    torch.manual_seed(0)
-    assert localised(kind().eval(), torch.rand(3, 3, 32, 32)) is None
+class Coarse(nn.Conv2d):
+    """Nothing is local after it."""
+
+    def __init__(self, *args):
+        super().__init__(3, 8, 7, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Rethinks, "layer1.0.conv2"), (Draws, "conv1"), (Refuses, "conv1"), (Coarse, "conv1")]
+)
+def test_a_network_that_it_does_not_fit_is_left_alone(kind, name):
+    model, x = build("resnet8-x0.5").eval(), pictures(3).float()
+    assert localised(model, x) is not None
+    old = model.get_submodule(name)
+    model.set_submodule(name, kind(old.in_channels, old.out_channels, 3, 1, 1))
+    assert localised(model, x) is None
+
+
+def test_it_is_for_networks_that_do_the_same_whatever_they_see():
+    class Gated(nn.Module):
+        """Another branch for bright images, which a few tries do not find."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            y = F.relu(self.a(x))
+            return (self.b(self.a(x) if bool(x.mean() > 0.9) else y) + y).flatten(2).mean(2)
+
+    assert localised(Gated().eval(), pictures(3).float()) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", [nullcontext, partial(torch.autocast, "cpu", torch.bfloat16)])
+def test_every_image_is_given_the_same_whoever_stands_beside(context):
+    model, x = build("resnet8-x0.25", 4).eval(), pictures(7, 16, 16).float()
+    with attackable(model, x) as quick:
+        logits, found = quick(x), []
+        y, search = logits.argmax(1), Square(eps=0.01, steps=40)
+        for order in (range(7), (5, 2, 6, 0, 4, 1, 3), (3, 4)):
+            images = {}
+            for where, z, _ in pool.sweep(
+                search, quick, lambda p: (x[p], y[p], logits[p]), torch.tensor(order), 3, context
+            ):
+                images |= dict(zip(where.tolist(), z, strict=True))
+            found.append(images)
+    assert all(torch.equal(z, found[0][image]) for images in found for image, z in images.items())
+    assert [len(images) for images in found] == [7, 7, 2]
 
 
 def test_where_nothing_is_saved_it_is_not_used(monkeypatch):
     model = network()
     assert localised(model, pictures(3)).slots == 3
     asked = []
-    assert localised(lambda z: asked.append(z), pictures(3, 32, 9)) is None  # windows would be all of such images
+    hook = model.register_forward_pre_hook(lambda *args: asked.append(args))
+    assert localised(model, pictures(3, 32, 9)) is None  # windows would be all of such images
     assert not asked
+    hook.remove()
     monkeypatch.setattr(local, "MEMORY", 100_000)
     assert localised(model, pictures(3)) is None
 

@@ -183,7 +183,7 @@ def observe(net: Network, images: Tensor, chunk: int) -> Seen:
             x = pixels(z.to(device)) if z.dtype == torch.uint8 else z.to(device)
             f = model.features(x.contiguous(memory_format=torch.channels_last))
             features.append(f.float().cpu())
-            logits.append(model.head(f).float().cpu())
+            logits.append(model.classify(f).float().cpu())
     seen = Seen(torch.cat(logits), torch.cat(features))
     if not all(bool(values.isfinite().all()) for values in seen):
         raise InputError("the network's features or logits are not finite", net.source)

@@ -13,35 +13,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gacd import noise
+from gacd.models import Classifier
+
 STEP = 5  # pixels; squares are rounded up to a multiple, since each size is a forward of its own
 WHOLE = 0.7  # of a map's side: where a window is larger, the map is computed whole
-MEMORY = 2**30  # bytes of feature maps at most
+MEMORY = 2**30  # bytes that are kept at most; those of a forward come on top
 
 Size = Sequence[int]  # height, width
 
 
-def localised(model: Callable[[Any], Any], x: Tensor) -> Local | None:
+def localised(model: Any, x: Tensor) -> Local | None:
     """The network with a slot for each of the images x (B,C,H,W); None where it would be wrong, or not worth it.
 
-    Not on a GPU, where many small kernels take longer to launch than they save.
+    For our own families: what a network does must not depend on the images, which no try can show. Not on a GPU, where
+    many small kernels take longer to launch than they save.
     """
-    z, side = x[:2].clone(), min(x.shape[2:])
-    if x.device.type != "cpu" or _grown(STEP, (1,)) > WHOLE * side:
+    side = min(x.shape[2:])
+    if not isinstance(model, Classifier) or x.device.type != "cpu" or _grown(STEP, (1,)) > WHOLE * side:
         return None
-    local, slot = Local(model, len(z)), torch.arange(len(z))
+    slot = torch.arange(2)
+    local, z = Local(model, len(slot)), noise.uniform(0, slot, tuple(x.shape[1:])).to(x.dtype)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for corner, pixels in ((0, side), (0, 1), (side - 1, 1), (side // 3, STEP)):
+            for corner, pixels in ((0, side), (0, 1), (side - 1, 1), (side // 3, STEP), (side // 4, STEP + 1)):
                 square = torch.tensor([[corner, corner, pixels]]).expand(len(z), 3)
-                z[:, :, corner : corner + pixels, corner : corner + pixels].neg_()
+                inside = slice(corner, corner + pixels)
+                z[:, :, inside, inside] = 1 - z[:, :, inside, inside]
                 logits, expected = local(z, slot, square), model(z)
                 if not bool((logits - expected).abs().max() <= 1e-4 * expected.abs().max()):
                     return None
                 local.keep(slot)
-    except Exception:  # of any type: the network may be anyone's
+    except Exception:  # of any type: modules may have been changed for others
         return None
-    bytes = sum(kept.nbytes for kept in local.maps) // len(z) * len(x)
-    return Local(model, len(x)) if len(local.maps) > 1 and bytes <= MEMORY else None
+    size = sum(kept.nbytes for kept in local.maps) // len(z) * len(x)
+    return Local(model, len(x)) if len(local.maps) > 1 and size <= MEMORY else None
 
 
 class Local:
@@ -55,7 +61,9 @@ class Local:
     def __init__(self, model: Callable[[Any], Any], slots: int):
         self.model, self.slots = model, slots
         self.maps: list[Tensor] = []  # (slots * (H+2) * (W+2), C) each, with zeros around every map
-        self.last: list[Forward] = []
+        self.slot = torch.empty(0)  # (B,) of the present forward's images, and what it has seen of the maps
+        self.seen: list[tuple[Tensor, Tensor, Size]] = []  # window, corner, size
+        self.last: list[tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, Size]]]] = []  # rows, slot, seen
 
     def __call__(self, z: Tensor, slot: Tensor, square: Tensor) -> Tensor:
         """Logits (B,K).
@@ -74,67 +82,51 @@ class Local:
             rows = torch.cat([where, where[-1:].expand(len(z) - len(where))])  # forwards of one shape
             corner = torch.minimum(square[rows, :2], torch.tensor(size) - side).clamp_min(0)
             window = z[rows] if side == max(size) else _cut(_pixels(z), size, rows, corner, (side, side))
-            forward = Forward(self, rows, slot[rows])
-            found = _plain(self.model(Map(forward, window, corner, size)))
+            self.slot, self.seen = slot[rows], []
+            found = _plain(self.model(Map(self, window, corner, size)))
             logits = logits if len(logits) else found.new_empty(len(z), found.shape[1])
             logits[where] = found[: len(where)]
-            self.last.append(forward)
+            self.last.append((rows, self.slot, self.seen))
         return logits
 
     def keep(self, which: Tensor) -> None:
         """Puts those of the last images that have the numbers (b,), each of another slot, in their slots' place."""
-        for forward in self.last:
-            chosen = torch.isin(forward.rows, which)
+        for rows, slot, seen in self.last:
+            chosen = torch.isin(rows, which)
             if chosen.any():
-                for kept, seen in zip(self.maps, forward.seen, strict=True):
-                    size = _ringed(seen.size)
-                    start = _start(forward.slot[chosen], seen.corner[chosen] + 1, size)
-                    kept[_cells(start, seen.window.shape[2:], size)] = _pixels(seen.window[chosen])
-
-
-class Forward:
-    """Of some rows.
-
-    Args:
-        local: what keeps the maps.
-        rows: (B,) their numbers.
-        slot: (B,).
-    """
-
-    def __init__(self, local: Local, rows: Tensor, slot: Tensor):
-        self.local, self.rows, self.slot = local, rows, slot
-        self.seen: list[Map] = []  # in the order of the local's maps
+                for kept, (window, corner, size) in zip(self.maps, seen, strict=True):
+                    start = _start(slot[chosen], corner[chosen] + 1, _ringed(size))
+                    kept[_cells(start, window.shape[2:], _ringed(size))] = _pixels(window[chosen])
 
 
 class Map:
     """Feature maps (B,C,H,W) that differ from the kept ones in a window each; functions take it as they take a tensor.
 
     Args:
-        forward: that it is part of.
+        local: the network that keeps the rest of it.
         window: (B,C,h,w).
         corner: (B,2), its first row and column.
         size: H and W.
         path: strides of the convolutions that led here, on which the window's side depends.
     """
 
-    def __init__(self, forward: Forward, window: Tensor, corner: Tensor, size: Size, path: tuple[int, ...] = ()):
-        self.forward, self.window, self.corner, self.size, self.path = forward, window, corner, tuple(size), path
+    def __init__(self, local: Local, window: Tensor, corner: Tensor, size: Size, path: tuple[int, ...] = ()):
+        self.local, self.window, self.corner, self.size, self.path = local, window, corner, tuple(size), path
         self._number: int | None = None
 
     @property
     def kept(self) -> Tensor:
-        """The local's maps, which hold this one from now on: every forward asks for the same ones."""
-        seen, maps = self.forward.seen, self.forward.local.maps
+        """The map of the local's that holds the rest, from now on: every forward asks for the same ones in turn."""
         if self._number is None:
-            self._number = len(seen)
-            seen.append(self)
-            if len(seen) > len(maps):
+            self._number = len(self.local.seen)
+            self.local.seen.append((self.window, self.corner, self.size))
+            if len(self.local.seen) > len(self.local.maps):
                 h, w = _ringed(self.size)
-                maps.append(self.window.new_zeros(self.forward.local.slots * h * w, self.window.shape[1]))
-        return maps[self._number]
+                self.local.maps.append(self.window.new_zeros(self.local.slots * h * w, self.window.shape[1]))
+        return self.local.maps[self._number]
 
     def like(self, window: Tensor) -> Map:
-        return Map(self.forward, window, self.corner, self.size, self.path)
+        return Map(self.local, window, self.corner, self.size, self.path)
 
     def tensor(self) -> Tensor:
         """All of it, (B,C,H,W)."""
@@ -145,7 +137,7 @@ class Map:
         kept = self.kept
         if self.window.shape[2:] == self.size:
             return self.window
-        found = _cut(kept, _ringed(self.size), self.forward.slot, corner + 1, size)
+        found = _cut(kept, _ringed(self.size), self.local.slot, corner + 1, size)
         start = _start(torch.arange(len(corner)), self.corner - corner, size)
         _pixels(found)[_cells(start, self.window.shape[2:], size)] = _pixels(self.window)
         return found
@@ -159,12 +151,12 @@ class Map:
             found = compute(self.tensor(), True)
             if _grown(STEP, path) > limit:  # so is the smallest square's
                 return found
-            return Map(self.forward, found, torch.zeros_like(self.corner), size, path)
+            return Map(self.local, found, torch.zeros_like(self.corner), size, path)
         corner = self.corner - 1 if stride == 1 else self.corner // 2
         corner = torch.minimum(corner, torch.tensor(size) - side).clamp_min(0)
         around = (side - 1) * stride + 3
         found = compute(self.region(corner * stride - 1, (around, around)), False)
-        return Map(self.forward, found, corner, size, path)
+        return Map(self.local, found, corner, size, path)
 
     def dim(self) -> int:
         return self.window.dim()

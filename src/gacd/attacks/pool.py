@@ -80,10 +80,10 @@ def sweep(
                 if len(new):
                     rows = _rows(search, fetch, new)
                     if search.guesses:
-                        rows["slot"] = _vacant(pool, unit)[: len(new)]
+                        rows["slot"] = _vacant(pool, unit)[: len(new)].to(rows["z"].device)
                     unit[free[: len(new)]] = new
                     t[free[: len(new)]] = 0
-                    if _put(pool, free[: len(new)], rows, chunk) and search.guesses:
+                    if _put(pool, free[: len(new)], rows, chunk) and "square" in pool:
                         model = localised(model, pool["x"]) or model
             if not bool((unit >= 0).any()):
                 return

@@ -36,8 +36,9 @@ class Search:
         needs: of a run's forwards, in turn: "gradient" of the objective, or "logits" alone.
         targeted: whether `begin` is given the natural images' logits.
         guesses: whether a later forward's "z" can be made before an earlier one's answer, right unless that changed
-            something: `step` then says in "moved" (B,) bool where it did, `propose` goes by "t" and the rest alone, and
-            `needs` has one entry.
+            something: `step` then says in "moved" (B,) bool where it did, at first everywhere; `propose` makes "z" by
+            "t" and the rest alone, and says in "square" (B,3) where it differs from the "z" that last moved something:
+            first row, first column, side; `needs` has one entry.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("gradient",)

@@ -72,7 +72,7 @@ class Square(Search):
 
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         broken = value.isnan()
-        better = (value > rows["best_value"]) | broken
+        better = (value > rows["best_value"]) | broken | (rows["t"] == 0)
         shown = torch.where(broken, torch.nan, 1.0).to(rows["z"].dtype)  # a broken network, in the result
         z = rows["z"] * shown.view(-1, 1, 1, 1)
         rows["best"] = torch.where(better.view(-1, 1, 1, 1), z, rows["best"])

@@ -39,9 +39,12 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0,1], H and W from 8 to 96 -> logits (B, num_classes)."""
-        features = self.features(x)
-        with torch.autocast(self.mean.device.type, enabled=False):  # in bfloat16 most small changes round to none
-            return self.head(features)
+        return self.classify(self.features(x))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features (B, feature_dim) -> logits (B, num_classes), in autocast too of the head's own type."""
+        with torch.autocast(features.device.type, enabled=False):  # in bfloat16 most small changes round to none
+            return self.head(features.to(self.head.weight.dtype))
 
     def features(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0,1] -> the penultimate features (B, feature_dim)."""
