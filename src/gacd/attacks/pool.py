@@ -83,7 +83,9 @@ def sweep(
                         rows["slot"] = _vacant(pool, unit)[: len(new)].to(rows["z"].device)
                     unit[free[: len(new)]] = new
                     t[free[: len(new)]] = 0
-                    if _put(pool, free[: len(new)], rows, chunk) and "square" in pool:
+                    first = not pool
+                    _put(pool, free[: len(new)], rows, chunk)
+                    if first and "square" in pool:
                         model = localised(model, pool["x"]) or model
             if not bool((unit >= 0).any()):
                 return
@@ -210,8 +212,8 @@ def _rows(search: Search, fetch: Fetch, units: Tensor) -> Rows:
     return begin(search, x, y, None, lambda: logits, (units % search.runs).to(y.device))
 
 
-def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> bool:
-    """Rows into the pool's slots; the first ones, then True, fill it, slots to spare with copies that nobody reads."""
+def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
+    """Rows into the pool's slots; the first ones fill it, slots to spare with copies that nobody reads."""
     if not pool:
         fill = torch.zeros(chunk, dtype=torch.int64)
         fill[slots] = torch.arange(len(slots))
@@ -219,11 +221,10 @@ def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> bool:
             value = value[fill.to(value.device)]
             pool[key] = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
         pool["guess"] = torch.zeros(2, chunk, dtype=torch.int64, device=pool["z"].device)
-        return True
+        return
     slots = slots.to(pool["z"].device)
     for key, value in rows.items():
         pool[key][slots] = value
-    return False
 
 
 def _vacant(pool: Rows, unit: Tensor) -> Tensor:
