@@ -18,6 +18,7 @@ from gacd.models import Classifier
 
 STEP = 5  # pixels; squares are rounded up to a multiple, since each size is a forward of its own
 WHOLE = 0.7  # of a map's side: where a window is larger, the map is computed whole
+KNOWN = ("gacd.models.", "torch.nn.")  # whose modules do the same whatever they see
 MEMORY = 2**30  # bytes that are kept at most; those of a forward come on top
 
 Size = Sequence[int]  # height, width
@@ -31,6 +32,8 @@ def localised(model: Any, x: Tensor) -> Local | None:
     """
     side = min(x.shape[2:])
     if not isinstance(model, Classifier) or x.device.type != "cpu" or _grown(STEP, (1,)) > WHOLE * side:
+        return None
+    if not all(type(module).__module__.startswith(KNOWN) for module in model.modules()):
         return None
     slot = torch.arange(2)
     local, z = Local(model, len(slot)), noise.uniform(0, slot, tuple(x.shape[1:])).to(x.dtype)
