@@ -65,6 +65,28 @@ def test_an_activation_used_beside_its_batch_norm_is_not_folded():
     assert len(left) == len(all_of_them) - 3  # of each block the one between its convolutions is folded
 
 
+class Adding(nn.Module):
+    """A new network whose batch norm takes the very tensor that a convolution gave, with something added in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        y = self.one(x)
+        y += self.other(x)
+        return torch.relu(self.norm(y)).mean((2, 3))
+
+
+def test_a_sum_made_in_place_is_not_folded():
+    torch.manual_seed(0)
+    model = Adding()
+    for parameter in (*model.one.parameters(), *model.other.parameters()):
+        parameter.data *= 0.01  # small beside the statistics
+    with attackable(model, images()) as quick:
+        assert quick is model
+
+
 class Changing(nn.Module):
     def __init__(self):
         super().__init__()

@@ -72,7 +72,8 @@ class Twin:
             for _, name in self.pairs:
                 norm: Any = model.get_submodule(name)
                 spread = torch.linspace(0.5, 1.5, len(norm.running_var), device=norm.running_var.device)
-                norm.running_mean += spread * norm.running_var.sqrt()
+                side = 1 - 2 * (torch.arange(len(spread), device=spread.device) % 2)  # else ReLUs may leave only zeros
+                norm.running_mean += side * spread * norm.running_var.sqrt()
                 norm.running_var *= 2 * spread
             return _close(self.refreshed(model)(x), model(x))
 
