@@ -43,8 +43,8 @@ class MobileNetV2(Classifier):
         self.head = nn.Linear(last, num_classes)
 
     def maps(self, x: Tensor) -> Tensor:
-        x = self.layers(F.relu(self.bn1(self.conv1(x))))
-        return F.relu(self.bn2(self.conv2(x)))
+        x = self.layers(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        return F.relu(self.bn2(self.conv2(x)), inplace=True)
 
 
 class Block(nn.Module):
@@ -64,9 +64,11 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*([] if same else [conv(c_in, c_out, 1), nn.BatchNorm2d(c_out)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)))))
-        return y + self.shortcut(x) if self.stride == 1 else y
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)), inplace=True)))
+        if self.stride == 1:
+            y += self.shortcut(x)
+        return y
 
 
 class MobileHalf(Classifier):
@@ -103,8 +105,11 @@ class HalfBlock(nn.Module):
         self.same = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.same else self.conv(x)
+        y = self.conv(x)
+        if self.same:
+            y += x
+        return y
 
 
 def _layer(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    return [conv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return [conv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]

@@ -43,7 +43,7 @@ class ResNet(Classifier):
         self.head = nn.Linear(c, num_classes)
 
     def maps(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in self.stages:
             x = getattr(self, stage)(x)
         return x
@@ -67,5 +67,6 @@ class Block(nn.Module):
         self.add_module(skip, nn.Sequential(*([] if same else [conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out)])))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + getattr(self, self.skip)(x))
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        y += getattr(self, self.skip)(x)
+        return F.relu(y, inplace=True)

@@ -60,7 +60,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(x))
         skip = x if self.convShortcut is None else self.convShortcut(y)
-        return skip + self.conv2(F.relu(self.bn2(self.conv1(y))))
+        return skip + self.conv2(F.relu(self.bn2(self.conv1(y)), inplace=True))
 
 
 class DMWideResNet(Classifier):
