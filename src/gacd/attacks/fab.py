@@ -114,13 +114,14 @@ class TargetedFAB(Search):
     def _move(self, x: Tensor, z: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         """Past the hyperplane value + <gradient, . - z> = 0, from z and from x: (B,C,H,W) in [0,1]."""
         b = len(x)
-        w, here, image = (v.flatten(1).double() for v in (gradient, z, x))
-        gap = torch.cat([-value.double(), (w * (here - image)).sum(1) - value.double()])
+        w, here, image = (v.permute(0, 2, 3, 1).flatten(1) for v in (gradient, z, x))  # a view if channels_last
+        gap = torch.cat([-value, (w * (here - image)).sum(1) - value])
         move = to_hyperplane(torch.cat([here, image]), torch.cat([w, w]), gap)
         length = move.abs().amax(1, keepdim=True).clamp_min(1e-8)
         alpha = (length[:b] / (length[:b] + length[b:])).clamp_max(self.alpha_max)
         moved = (here + self.eta * move[:b]) * (1 - alpha) + (image + self.eta * move[b:]) * alpha
-        return torch.empty_like(z).copy_(moved.view(z.shape)).clamp_(0, 1)
+        moved = moved.unflatten(1, (*z.shape[2:], z.shape[1])).permute(0, 3, 1, 2)
+        return torch.empty_like(z).copy_(moved).clamp_(0, 1)
 
 
 def to_hyperplane(point: Tensor, w: Tensor, gap: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def to_hyperplane(point: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     takes `ROUNDS` of them, since to look whether all rows are through is to wait.
 
     Args:
-        point: (B,D) float64 in [0,1].
+        point: (B,D) in [0,1].
         w: (B,D) normals.
         gap: (B,) what <w, move> must be.
 
@@ -139,20 +140,19 @@ def to_hyperplane(point: Tensor, w: Tensor, gap: Tensor) -> Tensor:
         (B,D) move, point + move in [0,1]; as far as the box goes where it holds no point of the hyperplane.
     """
     way = w.sign() * gap.sign()[:, None]
-    room = torch.where(way > 0, 1 - point, torch.where(way < 0, point, 0))
+    room = way.clamp_min(0) - way * point  # up to 1, or down to 0
     weight, gap = w.abs(), gap.abs()
     closes = weight * room
-    length, full = torch.zeros_like(gap), torch.full_like(gap, -1, dtype=torch.int64)
+    length, full = torch.zeros_like(gap), torch.full_like(gap, -1)
     rounds = ROUNDS.get(point.device.type)
     for _ in count() if rounds is None else range(rounds):
-        stopped = room <= length[:, None]
-        full, before = stopped.sum(1), full
+        free = (room - length[:, None]).sign_().clamp_min_(0)  # 1 or, where it is stopped by the box, 0
+        full, before = free.sum(1), full
         if rounds is None and bool((full == before).all()):
             break
         # A row whose piece is settled repeats itself to the bit while the others go on.
-        free = torch.where(stopped, 0, weight).sum(1)
-        rest = gap - torch.where(stopped, closes, 0).sum(1)
-        length = torch.maximum(length, torch.where(free > 0, (rest / free).clamp_min(0), torch.inf))
+        slope, rest = torch.linalg.vecdot(weight, free), gap - torch.linalg.vecdot(closes, 1 - free)
+        length = torch.maximum(length, torch.where(slope > 0, (rest / slope).clamp_min(0), torch.inf))
     return way * torch.minimum(length[:, None], room)
 
 
