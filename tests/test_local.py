@@ -15,6 +15,7 @@ from gacd.attacks.search import begin
 from gacd.attacks.square import Square
 from gacd.cost import Operations
 from gacd.models import build
+from gacd.models.base import Classifier
 from gacd.models.folding import attackable
 
 NAMES = ("resnet20", "resnet18-x0.25", "wrn-10-1", "dm-wrn-10-1", "mobilenetv2-x0.1", "mobilenetv2-x0.5")
@@ -60,9 +61,9 @@ def squares(n, h, w, seed):
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_the_logits_are_those_of_the_whole_network(name):
-    for h, w in ((32, 32), (21, 26)):
+    for h, w in ((32, 32), (21, 26), (64, 60)):
         model, x, slot = network(name), pictures(6, h, w), torch.tensor([3, 5, 0, 1, 4, 2])
-        found = Local(model, 6)
+        found = Local(model, 6, (h, w))
         whole = torch.tensor([[0, 0, max(h, w)]]).expand(6, 3)
         assert torch.allclose(found(x, slot, whole), model(x), rtol=1e-9, atol=1e-9)
         found.keep(torch.arange(6))
@@ -84,7 +85,7 @@ def test_the_logits_are_those_of_the_whole_network(name):
 def test_far_less_is_computed(name, share):
     model, x, slot = network(name), pictures(2), torch.arange(2)
     with attackable(model, x) as quick:
-        found = localised(quick, x)
+        found = localised(quick, x, 1)
         found(x, slot, torch.tensor([[0, 0, 32]]).expand(2, 3))
         found.keep(slot)
         counts = []
@@ -95,40 +96,48 @@ def test_far_less_is_computed(name, share):
     assert counts[1] < share * counts[0]
 
 
-class Odd(nn.Module):
+class Odd(Classifier):
     """Asks for one thing after another that must be computed whole, or has windows of its own."""
 
     def __init__(self):
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 4, 3, 2, 1, groups=2))
+        super().__init__("odd", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU())
         self.steps = nn.ModuleList(
             [
+                nn.Conv2d(4, 4, 3, 2, 1, groups=2),
+                nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2, 1)),
                 nn.Conv2d(4, 4, 1, 2),
                 nn.Conv2d(4, 4, 3, padding=1, dilation=2),
                 nn.Conv2d(4, 4, 3),
                 nn.Conv2d(4, 4, 5, padding=2),
                 nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
                 nn.Conv2d(4, 4, 3, 3, 1),
-                nn.AvgPool2d(2, 2),
-                nn.AvgPool2d(1, 3),
                 nn.MaxPool2d(3, 1, 1),
                 nn.BatchNorm2d(4, track_running_stats=False),
             ]
         )
-        self.place = nn.Parameter(torch.randn(4, 16, 16))
+        self.further = nn.Conv2d(4, 4, 3, padding=1)
+        self.place = nn.Parameter(torch.randn(4, 32, 32))
+        self.head = nn.Linear(80, 10)
 
-    def forward(self, x):
-        x = self.first(x * 2 - 0.1)
+    def maps(self, x):
+        x = self.first(x)
         found = [step(x) for step in self.steps]
+        found += [F.avg_pool2d(x, 2, 2), F.avg_pool2d(x, 1, 3), F.avg_pool2d(x, 1, 2)]
         found += [x / self.place.exp(), x.add(self.place), torch.cat([x, x.flip(1)], 1)]
-        return torch.cat([each.flatten(2).mean(2) for each in found], 1)
+        y = x + 1
+        y += self.further(x)  # in place, where it is changed in a smaller square
+        z = F.silu(x)
+        z += self.further(z)
+        found += [y, z, self.further(x) + x]
+        return torch.cat([each.flatten(2).mean(2) for each in found], 1)[:, :, None, None]
 
 
 @torch.no_grad()
 def test_what_looks_further_is_computed_whole():
     torch.manual_seed(0)
     model, x, slot = Odd().double().eval(), pictures(9), torch.arange(9)
-    found = Local(model, 9)
+    found = Local(model, 9, (32, 32))
     for seed, side in enumerate((32, 4, 9, 1)):
         square = squares(9, 32, 32, seed)
         square[:, :2] = square[:, :2].minimum(torch.tensor(32 - side))
@@ -139,11 +148,12 @@ def test_what_looks_further_is_computed_whole():
 
 
 class Rethinks(nn.Conv2d):
-    """Changes in place what it has already filtered, and goes on with that."""
+    """Changes in place what has already been filtered, and goes on with that."""
 
     def forward(self, x):
         y = super().forward(x)
-        return y + super().forward(F.silu(x, inplace=True))
+        F.silu(x, inplace=True)
+        return y + super().forward(x)
 
 
 class Draws(nn.Conv2d):
@@ -168,13 +178,12 @@ class Coarse(nn.Conv2d):
 @pytest.mark.parametrize(
     ("kind", "name"), [(Rethinks, "layer1.0.conv2"), (Draws, "conv1"), (Refuses, "conv1"), (Coarse, "conv1")]
 )
-def test_a_network_that_it_does_not_fit_is_left_alone(monkeypatch, kind, name):
-    monkeypatch.setattr(local, "KNOWN", (*local.KNOWN, __name__))
+def test_a_network_that_it_does_not_fit_is_left_alone(kind, name):
     model, x = build("resnet8-x0.5").eval(), pictures(3).float()
-    assert localised(model, x) is not None
+    assert localised(model, x, 3) is not None
     old = model.get_submodule(name)
     model.set_submodule(name, kind(old.in_channels, old.out_channels, 3, 1, 1))
-    assert localised(model, x) is None
+    assert localised(model, x, 3) is None
 
 
 class Gated(nn.Conv2d):
@@ -184,13 +193,11 @@ class Gated(nn.Conv2d):
         return super().forward(x * 2 if bool(x.mean() > 0.9) else x)
 
 
-def test_it_is_for_networks_that_do_the_same_whatever_they_see(monkeypatch):
+def test_it_is_for_networks_that_do_the_same_whatever_they_see():
     model, x = build("resnet8-x0.5").eval(), pictures(3).float()
     model.conv1 = Gated(3, 8, 3, padding=1)
-    assert localised(model, x) is None
-    assert localised(nn.Sequential(build("resnet8-x0.5")).eval(), x) is None
-    monkeypatch.setattr(local, "KNOWN", (*local.KNOWN, __name__))
-    assert localised(model, x) is not None
+    assert localised(model, x, 3) is None
+    assert localised(nn.Sequential(build("resnet8-x0.5")).eval(), x, 3) is None
 
 
 @torch.no_grad()
@@ -213,14 +220,16 @@ def test_every_image_is_given_the_same_whoever_stands_beside(context):
 
 def test_where_nothing_is_saved_it_is_not_used(monkeypatch):
     model = network()
-    assert localised(model, pictures(3)).slots == 3
+    assert localised(model, pictures(1), 3).slots == 6
     asked = []
     hook = model.register_forward_pre_hook(lambda *args: asked.append(args))
-    assert localised(model, pictures(3, 32, 9)) is None  # windows would be all of such images
+    assert localised(model, pictures(1, 32, 9), 3) is None  # windows would be all of such images
     assert not asked
     hook.remove()
-    monkeypatch.setattr(local, "MEMORY", 100_000)
-    assert localised(model, pictures(3)) is None
+    monkeypatch.setattr(local, "MEMORY", 8_000_000)
+    assert localised(model, pictures(1), 3).slots == 3
+    monkeypatch.setattr(local, "MEMORY", 4_000_000)
+    assert localised(model, pictures(1), 3) is None
 
 
 @torch.no_grad()

@@ -58,6 +58,9 @@ def sweep(
             x, y, _ = fetch(where)
             yield where, search.attack(model, x, y), [set() for _ in where]
         return
+    local = localised(model, fetch(which[:1])[0], chunk) if search.guesses and len(which) else None
+    if local:
+        model, chunk = local, local.slots
     pool: Rows = {}
     unit = torch.full((chunk,), -1)  # image * runs + run of each row; -1: free
     t = torch.zeros_like(unit)  # as in the pool
@@ -74,7 +77,7 @@ def sweep(
         if number == 0:
             free = (unit < 0).nonzero()[:, 0]
             device = pool["z"].device.type if pool else ""
-            few = int((SPARE_IF_LOCAL if isinstance(model, Local) else SPARE.get(device, 0)) * chunk)
+            few = int((SPARE_IF_LOCAL if local else SPARE.get(device, 0)) * chunk)
             if len(free) > few or len(free) == chunk:
                 new = torch.tensor(list(islice(filter(results.wants, waiting), len(free))), dtype=torch.int64)
                 if len(new):
@@ -83,10 +86,7 @@ def sweep(
                         rows["slot"] = _vacant(pool, unit)[: len(new)].to(rows["z"].device)
                     unit[free[: len(new)]] = new
                     t[free[: len(new)]] = 0
-                    first = not pool
-                    _put(pool, free[: len(new)], rows, chunk)
-                    if first and "square" in pool:
-                        model = localised(model, pool["x"]) or model
+                    _put(pool, free[: len(new)], rows, chunk, search.layout)
             if not bool((unit >= 0).any()):
                 return
             guessing = search.guesses and _guess(pool, unit, t, search.steps)
@@ -99,8 +99,8 @@ def sweep(
         right = last = unit >= 0
         if search.guesses:
             right, last = _rightly_guessed(unit, t, moved | beaten)
-        if isinstance(model, Local):
-            model.keep((moved & last).nonzero()[:, 0])
+        if local:
+            local.keep((moved & last).nonzero()[:, 0])
         results.doubt(unit[near & right])
         unit[~last] = -1
         beaten, over = beaten & last, (t >= search.steps) & last
@@ -137,8 +137,8 @@ def _turn(search: Search, model: Any, need: str, guessing: bool, rows: Rows) -> 
 
 def _taken(value: Tensor, source: Tensor) -> Tensor:
     """value[source], for images, which are channels_last, several times as fast."""
-    if value.ndim < 4:
-        return value[source]
+    if value.is_contiguous():
+        return value.index_select(0, source)
     return value.permute(0, 2, 3, 1).index_select(0, source).permute(0, 3, 1, 2)
 
 
@@ -212,14 +212,14 @@ def _rows(search: Search, fetch: Fetch, units: Tensor) -> Rows:
     return begin(search, x, y, None, lambda: logits, (units % search.runs).to(y.device))
 
 
-def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int) -> None:
+def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int, layout: torch.memory_format) -> None:
     """Rows into the pool's slots; the first ones fill it, slots to spare with copies that nobody reads."""
     if not pool:
         fill = torch.zeros(chunk, dtype=torch.int64)
         fill[slots] = torch.arange(len(slots))
         for key, value in rows.items():
             value = value[fill.to(value.device)]
-            pool[key] = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+            pool[key] = value.contiguous(memory_format=layout) if value.ndim == 4 else value
         pool["guess"] = torch.zeros(2, chunk, dtype=torch.int64, device=pool["z"].device)
         return
     slots = slots.to(pool["z"].device)

@@ -33,6 +33,7 @@ class Square(Search):
     """
 
     needs = ("logits",)
+    layout = torch.contiguous_format
     guesses = True  # a square is drawn by its number, and few of them stay
 
     def __init__(
@@ -60,8 +61,7 @@ class Square(Search):
         x = rows["x"]
         _, c, _, w = x.shape
         up = noise.uniform(noise.key(self.key, "stripes"), rows["index"], (c, 1, w)) < 0.5
-        stripes = torch.where(up, rows["high"], rows["low"])
-        rows["z"] = rows["best"] = torch.empty_like(x).copy_(stripes)  # in the images' memory format
+        rows["z"] = rows["best"] = torch.where(up, rows["high"], rows["low"]).contiguous()
         rows["best_value"] = x.new_full((len(x),), -torch.inf)
         rows["square"] = torch.zeros(len(x), 3, dtype=torch.int64, device=x.device)
         rows["moved"] = torch.zeros_like(rows["y"], dtype=torch.bool)
@@ -75,14 +75,14 @@ class Square(Search):
         better = (value > rows["best_value"]) | broken | (rows["t"] == 0)
         shown = torch.where(broken, torch.nan, 1.0).to(rows["z"].dtype)  # a broken network, in the result
         z = rows["z"] * shown.view(-1, 1, 1, 1)
-        rows["best"] = torch.where(better.view(-1, 1, 1, 1), z, rows["best"])
+        rows["best"] = _either(better.view(-1, 1, 1, 1), z, rows["best"])
         rows["best_value"] = torch.where(better, value.to(rows["best_value"].dtype), rows["best_value"])
         rows["moved"] = better
 
     def propose(self, rows: Rows) -> None:
         where, up = self.square(rows)
         where = where & (rows["t"] > 0).view(-1, 1, 1, 1)  # the stripes come first
-        rows["z"] = torch.where(where, torch.where(up, rows["high"], rows["low"]), rows["best"])
+        rows["z"] = _either(where, _either(up, rows["high"], rows["low"]), rows["best"])
         rows["square"] = torch.where(rows["t"][:, None] > 0, rows["square"], max(where.shape[2:]))
 
     def found(self, rows: Rows) -> Tensor:
@@ -116,6 +116,11 @@ class Square(Search):
         """How often the area was halved before square t, t = 0, 1, ...: (B,) int64."""
         query = t * 10000 // max(self.steps, 1) if self.rescale else t
         return torch.bucketize(query, _numbers(HALVINGS, t.device))
+
+
+def _either(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """torch.where, of finite images, several times as fast on processors."""
+    return torch.lerp(no, yes, condition.to(no.dtype))
 
 
 @cache

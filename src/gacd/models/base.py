@@ -48,7 +48,14 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0,1] -> the penultimate features (B, feature_dim)."""
-        maps = self.maps((x - self.mean) / self.std)
+        return self.pooled(self.maps(self.normalised(x)))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """What the first layer sees of pixels (B, C, H, W) in [0,1], with the same shape."""
+        return (x - self.mean) / self.std
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """The last feature maps (B, feature_dim, h, w) -> the penultimate features (B, feature_dim)."""
         pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # so that the gradient is channels_last too
         return pixels.mean(1, dtype=torch.promote_types(maps.dtype, torch.float32))
 
