@@ -79,6 +79,15 @@ def test_the_shortest_move_stands_alone():
         assert torch.equal(to_hyperplane(point[i : i + 1], w[i : i + 1], gap[i : i + 1])[0], together[i])
 
 
+def test_the_shortest_move_in_the_precision_of_images_whatever_the_search_is_in():
+    """Half of what the box allows is closed to float32's rounding."""
+    point, w = images(50).flatten(1), noise.normal(3, torch.arange(50), (48,)).float()
+    gap = 0.5 * (w.clamp_min(0) * (1 - point) - w.clamp_max(0) * point).sum(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        move = to_hyperplane(point, w, gap)
+    assert torch.allclose((w.double() * move.double()).sum(1), gap.double(), rtol=1e-5)
+
+
 def test_an_iteration_equals_the_papers():
     """From the image over the hyperplane by 5 %; a mistake is taken back by a tenth; then a tenth's weight on x."""
     x = images(12, 0.3, 0.7).double()

@@ -151,7 +151,7 @@ def to_hyperplane(point: Tensor, w: Tensor, gap: Tensor) -> Tensor:
         if rounds is None and bool((full == before).all()):
             break
         # A row whose piece is settled repeats itself to the bit while the others go on.
-        slope, rest = torch.linalg.vecdot(weight, free), gap - torch.linalg.vecdot(closes, 1 - free)
+        slope, rest = (weight * free).sum(1), gap - (closes * (1 - free)).sum(1)
         length = torch.maximum(length, torch.where(slope > 0, (rest / slope).clamp_min(0), torch.inf))
     return way * torch.minimum(length[:, None], room)
 

@@ -13,6 +13,7 @@ from gacd.attacks.windows import WHOLE, Frame, Network, Program, Window
 from gacd.models import Classifier
 
 MEMORY = 2**30  # bytes that are kept at most; those of a forward come on top
+AROUND = ("forward", "features", "normalised", "pooled", "classify")  # of a Classifier, whose `maps` alone are traced
 
 
 def localised(model: Any, x: Tensor, chunk: int) -> Local | None:
@@ -27,6 +28,9 @@ def localised(model: Any, x: Tensor, chunk: int) -> Local | None:
         chunk: rows of the network's other forwards.
     """
     if not isinstance(model, Classifier) or x.device.type != "cpu":
+        return None
+    own = all(getattr(type(model), name) is getattr(Classifier, name) for name in AROUND)
+    if not own or model._forward_hooks or model._forward_pre_hooks:
         return None
     slot, (h, w) = torch.arange(2), x.shape[2:]
     z = noise.uniform(0, slot, tuple(x.shape[1:])).to(x.dtype)
@@ -78,20 +82,23 @@ class Local:
         logits, self.last = z.new_empty(0), []
         for side in sorted(set(sides.tolist())):
             if side not in self.programs:
-                self.programs[side] = self._program(side, self.smallest.halvings)
+                program = self._program(side, self.smallest.halvings)
+                fits = program.crossed == self.smallest.crossed[: len(program.crossed)]
+                fits = fits and set(program.kept) <= set(self.smallest.kept)
+                self.programs[side] = program if fits else self._program(0, 0)
             where = (sides == side).nonzero()[:, 0]
             rows = torch.cat([where, where[-1:].expand(len(z) - len(where))])  # forwards of one shape
             run = Run(self, self.programs[side], slot[rows], square[rows, :2])
             found = self.model.classify(self.model.pooled(run.maps(z, rows)))
             logits = logits if len(logits) else found.new_empty(len(z), found.shape[1])
             logits[where] = found[: len(where)]
-            self.last.append((rows, run))
+            self.last.append((where, run))
         return logits
 
     def keep(self, which: Tensor) -> None:
         """Puts those of the last images that have the numbers (b,), each of another slot, in their slots' place."""
-        for rows, run in self.last:
-            chosen = torch.isin(rows, which).nonzero()[:, 0]
+        for where, run in self.last:
+            chosen = torch.isin(where, which).nonzero()[:, 0]
             if len(chosen):
                 run.keep(chosen)
 
@@ -114,7 +121,7 @@ class Run:
         self.values: dict[fx.Node, Any] = {}  # in their windows, or whole
         self.parts: dict[tuple[fx.Node, Window | None], Tensor] = {}
         self.inner: dict[fx.Node, Tensor] = {}  # values that are zero beyond the map
-        self.masks: dict[tuple[int, int], Tensor] = {}
+        self.masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
         self.corners = [corner - (corner - program.residue()) % 2**program.halvings]
         for margin in program.crossed:
             self.corners.append((self.corners[-1] - margin) // 2)
@@ -129,7 +136,9 @@ class Run:
             for old in done:
                 if old not in kept:
                     del self.values[old]
-        return self.whole(program.output)
+        last = self.whole(program.output)
+        self.parts.clear()
+        return last
 
     def part(self, node: fx.Node, window: Window) -> Tensor:
         """(B,C,side,side) around the node's own window."""
@@ -168,6 +177,7 @@ class Run:
             if window is None:
                 ring = self._frame(self._level(node)).ring
                 new = _pixels(self.values[node])[chosen]
+                maps[self.slot[chosen]] = 0  # a broken network's ring too
                 maps[self.slot[chosen], ring : ring + new.shape[1], ring : ring + new.shape[2]] = new
                 continue
             if node not in self.inner:
@@ -183,8 +193,8 @@ class Run:
         c, h, w = z.shape[1:]
         place = self.corners[0][:, :, None] + torch.arange(window.side)  # its margin is 0
         row, column = place[:, 0].clamp(0, h - 1), place[:, 1].clamp(0, w - 1)
-        map = (rows[:, None] * c + torch.arange(c)) * (h * w)
-        cells = map[:, None, None] + (row[:, :, None] * w + column[:, None])[..., None]
+        first = (rows[:, None] * c + torch.arange(c)) * (h * w)
+        cells = first[:, None, None] + (row[:, :, None] * w + column[:, None])[..., None]
         return z.reshape(-1).index_select(0, cells.flatten()).view(cells.shape).permute(0, 3, 1, 2)
 
     def _maps(self, node: fx.Node) -> Tensor:
@@ -215,7 +225,7 @@ class Run:
 
     def _mask(self, window: Window, maps: Tensor) -> Tensor:
         """(B,C,side,side): 1 on the map, 0 beyond."""
-        frame, key = self.program.frames[window.level], (window.level, maps.shape[3])
+        frame, key = self.program.frames[window.level], (window.level, maps.shape[3], maps.dtype)
         if key not in self.masks:
             inside = self._place(Window(window.level, frame.margin, frame.margin + frame.end))[1].to(maps.dtype)
             self.masks[key] = inside[..., None].expand(-1, -1, -1, maps.shape[3]).contiguous().permute(0, 3, 1, 2)

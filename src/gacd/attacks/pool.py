@@ -59,6 +59,7 @@ def sweep(
             yield where, search.attack(model, x, y), [set() for _ in where]
         return
     local = localised(model, fetch(which[:1])[0], chunk) if search.guesses and len(which) else None
+    layout = torch.contiguous_format if local else torch.channels_last  # windows are cut from them
     if local:
         model, chunk = local, local.slots
     pool: Rows = {}
@@ -86,7 +87,7 @@ def sweep(
                         rows["slot"] = _vacant(pool, unit)[: len(new)].to(rows["z"].device)
                     unit[free[: len(new)]] = new
                     t[free[: len(new)]] = 0
-                    _put(pool, free[: len(new)], rows, chunk, search.layout)
+                    _put(pool, free[: len(new)], rows, chunk, layout)
             if not bool((unit >= 0).any()):
                 return
             guessing = search.guesses and _guess(pool, unit, t, search.steps)
@@ -136,8 +137,8 @@ def _turn(search: Search, model: Any, need: str, guessing: bool, rows: Rows) -> 
 
 
 def _taken(value: Tensor, source: Tensor) -> Tensor:
-    """value[source], for images, which are channels_last, several times as fast."""
-    if value.is_contiguous():
+    """value[source], for images that are channels_last several times as fast."""
+    if value.ndim < 4 or value.is_contiguous():
         return value.index_select(0, source)
     return value.permute(0, 2, 3, 1).index_select(0, source).permute(0, 3, 1, 2)
 

@@ -39,13 +39,11 @@ class Search:
             something: `step` then says in "moved" (B,) bool where it did, at first everywhere; `propose` makes "z" by
             "t" and the rest alone, and says in "square" (B,3) where it differs from the "z" that last moved something:
             first row, first column, side; `needs` has one entry.
-        layout: of images in a pool.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
     targeted: ClassVar[bool] = False
     guesses: ClassVar[bool] = False
-    layout: ClassVar[torch.memory_format] = torch.channels_last
     runs: int = 1
     steps: int
 

@@ -33,7 +33,6 @@ class Square(Search):
     """
 
     needs = ("logits",)
-    layout = torch.contiguous_format
     guesses = True  # a square is drawn by its number, and few of them stay
 
     def __init__(
@@ -61,7 +60,8 @@ class Square(Search):
         x = rows["x"]
         _, c, _, w = x.shape
         up = noise.uniform(noise.key(self.key, "stripes"), rows["index"], (c, 1, w)) < 0.5
-        rows["z"] = rows["best"] = torch.where(up, rows["high"], rows["low"]).contiguous()
+        stripes = torch.where(up, rows["high"], rows["low"])
+        rows["z"] = rows["best"] = torch.empty_like(x).copy_(stripes)  # in the images' memory format
         rows["best_value"] = x.new_full((len(x),), -torch.inf)
         rows["square"] = torch.zeros(len(x), 3, dtype=torch.int64, device=x.device)
         rows["moved"] = torch.zeros_like(rows["y"], dtype=torch.bool)

@@ -34,18 +34,25 @@ class Frame:
     Attributes:
         size: height and width.
         least: no corner's row or column is below minus this.
+        last: nor above the size plus this.
         margin, end: pixels before the corner and from there on that windows have at most.
     """
 
     size: tuple[int, int]
     least: int
+    last: int = -1
     margin: int = 0
     end: int = 0
+
+    def hold(self, window: Window) -> Window:
+        """The window, which will be used."""
+        self.margin, self.end = max(self.margin, window.margin), max(self.end, window.side - window.margin)
+        return window
 
     @property
     def ring(self) -> int:
         """How far windows may reach beyond a map."""
-        return self.least + max(self.margin, self.end)
+        return max(self.least + self.margin, self.last + self.end)
 
 
 class Window(NamedTuple):
@@ -118,17 +125,14 @@ class Program:
     def fitting(self, window: Window) -> Window | None:
         """The window, to be used from now on, unless it is nearly all of the map."""
         frame = self.frames[window.level]
-        if window.side > WHOLE * min(frame.size) or min(frame.size) < SMALL:
-            return None
-        frame.margin, frame.end = max(frame.margin, window.margin), max(frame.end, window.side - window.margin)
-        return window
+        too_large = window.side > WHOLE * min(frame.size) or min(frame.size) < SMALL
+        return None if too_large else frame.hold(window)
 
     def reading(self, node: fx.Node, window: Window) -> Step:
         """What gives a window that holds the node's own."""
         if window == self.places[node]:
             return lambda run: run.values[node]
-        frame = self.frames[window.level]
-        frame.margin, frame.end = max(frame.margin, window.margin), max(frame.end, window.side - window.margin)
+        self.frames[window.level].hold(window)
         self.keep(node)
         return lambda run: run.part(node, window)
 
@@ -162,8 +166,9 @@ class Program:
             return self.fitting(Window(place.level, place.margin + 1, place.side + 2))
         level = place.level + 1
         if level == len(self.frames) <= self.halvings:
-            h, w = self.frames[-1].size
-            self.frames.append(Frame(((h + 1) // 2, (w + 1) // 2), (self.frames[-1].least + place.margin + 1) // 2))
+            frame, margin = self.frames[-1], place.margin
+            h, w = ((side + 1) // 2 for side in frame.size)
+            self.frames.append(Frame((h, w), (frame.least + margin + 1) // 2, (frame.last - margin) // 2))
             self.crossed.append(place.margin)
         if level == len(self.frames) or self.crossed[place.level] != place.margin:
             return None
@@ -194,7 +199,7 @@ def _batch_norm(program: Program, norm: nn.BatchNorm2d, x: fx.Node) -> Any:
 
 
 def _conv_module(program: Program, conv: nn.Conv2d, x: fx.Node) -> Any:
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    if conv.padding_mode != "zeros":
         return None
     return _conv(
         program, torch.conv2d, x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
@@ -225,8 +230,16 @@ def _conv(
     return None
 
 
-def _pool(program: Program, function: Callable[..., Any], x: fx.Node, kernel: Any, stride: Any, *args: Any) -> Any:
-    if (kernel, stride, args) != (1, 2, ()):
+def _pool(
+    program: Program,
+    function: Callable[..., Any],
+    x: fx.Node,
+    kernel: Any,
+    stride: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if (kernel, stride, args, kwargs) != (1, 2, (), {}):
         return None
     return program.filtered(x, 2, 0, lambda z, zeros: function(z if zeros else z[:, :, 1:-1, 1:-1], 1, 2))
 

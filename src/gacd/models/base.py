@@ -17,6 +17,7 @@ class Classifier(nn.Module):
     """A network on pixels in [0,1]: `head(features(x))`.
 
     A family sets `head_name` to where the published checkpoints keep the head, fills `head` and defines `maps`.
+    Activations and sums overwrite what nothing else uses: a hook that keeps a batch norm's output should copy it.
 
     Args:
         name: canonical, from `parse`.
