@@ -203,7 +203,11 @@ def test_it_is_for_networks_that_do_the_same_whatever_they_see():
     model.register_forward_pre_hook(lambda module, args: (args[0] * 2,) if bool(args[0].mean() > 0.9) else args)
     assert localised(model, x, 3) is None
     model = build("resnet8-x0.5").eval()
-    model.__class__ = type("Bright", (type(model),), {"forward": lambda self, x: self.classify(self.features(x * 2))})
+
+    def bright(self, x):
+        return self.classify(self.features(x * 2 if bool(x.mean() > 0.9) else x))
+
+    model.__class__ = type("Bright", (type(model),), {"forward": bright})
     assert localised(model, x, 3) is None
 
 
@@ -225,10 +229,9 @@ def test_what_was_not_finite_is_forgotten():
     """A slot's next image is not given what a broken network left around the maps of the one before."""
     model, x, slot = network(), pictures(2), torch.arange(2)
     found, whole = Local(model, 2, (32, 32)), torch.tensor([[0, 0, 32]]).expand(2, 3)
-    square = torch.tensor([[0, 0, 2]]).expand(2, 3)
     bias = model.conv1.bias = nn.Parameter(torch.zeros(16, dtype=torch.float64))
-    for broken in (torch.nan, 0.0):
-        bias.data[0] = broken
+    for broken, side in ((torch.nan, 5), (0.0, 1)):  # whose windows around the first pixel are smaller
+        bias.data[0], square = broken, torch.tensor([[0, 0, side]]).expand(2, 3)
         found(x, slot, whole)
         found.keep(slot)
         z = changed(x, square, 1)
