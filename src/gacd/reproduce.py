@@ -40,7 +40,7 @@ def reproduce(
             your own: a shell script of `gacd ...` lines.
         preset: of networks and schedules: small (two CPU cores), paper (a GPU), or a file of your own.
         out: folder of the runs; runs/PRESET if absent.
-        seeds: of the recipe claim; the others have seed 0.
+        seeds: of the recipes claim and rates; the others have seed 0.
         jobs: commands at a time; one per GPU, or one, if absent.
         dry_run: only print the commands that would run, for a cluster's own queue.
     """

@@ -59,7 +59,8 @@ def fit(
         ema: decay of the averaged weights that are validated and kept instead of the last ones; 0: none.
         clip: largest norm of the gradient; 0: unlimited.
         augment: padded random crop, horizontal flip; the data set's default if absent.
-        val_every: epochs between validations, which choose the best weights by PGD accuracy.
+        val_every: epochs between validations, which choose the best weights by PGD accuracy (standard training, KD:
+            natural).
         val_steps: of that PGD.
         log_every: steps between rows of metrics.jsonl.
         save_every: seconds between checkpoints; one is also made at the end and when stopped.
