@@ -2,19 +2,23 @@
 
 Sides take turns in one process, on the same network and images; natural errors count as beaten for all. Peers are used
 as their READMEs show: batches of images as they come, float32. torchattacks is installed without the old versions that
-it asks for: pip install --no-deps torchattacks tqdm.
+it asks for: pip install --no-deps torchattacks tqdm. With --processes our side shares the images out over so many,
+as `gacd evaluate --devices` does, started before; peers have --threads in their one process.
 """
 
 import argparse
 import gc
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import median
 
@@ -42,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=[TEACHER], help="sources, as for gacd evaluate")
-    sizes = dict(n=1000, n_cascade=100, batch=250, rounds=3, matrix=2048, threads=torch.get_num_threads())
+    sizes = dict(n=1000, n_cascade=100, batch=250, rounds=3, matrix=2048, threads=torch.get_num_threads(), processes=1)
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -57,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     for part in options.parts:
         for found in PARTS[part](options):  # network by network
             command = shlex.join(["python", "benchmarks/evaluation.py", *argv])
-            result[part] = found | dict(threads=options.threads, command=command, **provenance(options.device))
+            result[part] = found | dict(threads=options.threads, processes=options.processes, command=command)
+            result[part] |= provenance(options.device)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps({part: found}, indent=1), flush=True)
@@ -74,7 +79,7 @@ def pgd(options: argparse.Namespace) -> Iterator[dict]:
     for source in options.networks:
         model, split = opened(source, options.n, options.device)
         sides = {"torchattacks": lambda m=model, s=split: batches(m, s, theirs, options)}
-        sides |= ours(model, split, "pgd20", options)
+        sides |= ours(source, len(split), "pgd20", options)
         rows.append(dict(network=source, n=len(split)) | race(sides, "torchattacks", options.rounds))
         yield dict(networks=rows)
 
@@ -87,7 +92,7 @@ def cascade(options: argparse.Namespace) -> Iterator[dict]:
         classes = int(split.labels.max()) + 1
         official = Official(norm="Linf", eps=EPS, seed=0, classes=classes)
         sides = {"autoattack": lambda m=model, s=split, o=official: batches(m, s, o.attack, options)}
-        sides |= ours(model, split, "cascade", options)
+        sides |= ours(source, len(split), "cascade", options)
         rows.append(dict(network=source, n=len(split)) | race(sides, "autoattack", 1))
         yield dict(networks=rows)
 
@@ -140,18 +145,45 @@ print(resident("VmHWM") - before)
 PARTS = {"pgd": pgd, "cascade": cascade, "rate": rate, "memory": memory}
 
 
-def ours(model: nn.Module, split: Split, attack: str, options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
+def ours(source: str, n: int, attack: str, options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
     """Each of `precisions` -> who withstood, (N,) bool. Peers on a GPU have TF32, PyTorch's default, ours have not."""
-    fast = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    k, network = options.processes, (source, n, options.device)
+    workers = [worker(number, max(options.threads // k, 1)) for number in range(k)] if k > 1 else []
+    for each in workers:
+        each.submit(our_network, *network).result()
 
     def run(dtype: torch.dtype, compile: bool) -> Tensor:
-        context = partial(searching, options.device, dtype)
-        with exactly():
-            return evaluate(fast, split, [attack], search=context, compile=compile).survivors
+        if not workers:
+            return withstood(*network, attack, dtype, compile)
+        shares = [each.submit(withstood, *network, attack, dtype, compile, (i, k)) for i, each in enumerate(workers)]
+        return torch.stack([share.result() for share in shares]).any(0)
 
     sides = precisions(options.device)
     asked = options.precisions or sides
     return {f"gacd {name}": partial(run, *how) for name, how in sides.items() if name in asked}
+
+
+@cache
+def worker(number: int, threads: int) -> ProcessPoolExecutor:
+    """A process of its own."""
+    made = ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,))
+    made.submit(keep_freed_memory).result()
+    return made
+
+
+@cache
+def our_network(source: str, n: int, device: str) -> tuple[nn.Module, Split]:
+    model, split = opened(source, n, device)
+    return model.to(memory_format=torch.channels_last), split  # type: ignore[call-overload]
+
+
+def withstood(
+    source: str, n: int, device: str, attack: str, dtype: torch.dtype, compile: bool, shard: tuple[int, int] = (0, 1)
+) -> Tensor:
+    """(N,) bool, of the shard's images."""
+    (model, split), context = our_network(source, n, device), partial(searching, device, dtype)
+    with exactly():
+        return evaluate(model, split, [attack], search=context, compile=compile, shard=shard).survivors
 
 
 def precisions(device: str) -> dict[str, tuple[torch.dtype, bool]]:
@@ -189,7 +221,7 @@ def batches(model: nn.Module, split: Split, attack: Callable[..., Tensor], optio
 def race(sides: dict[str, Callable[[], Tensor]], peer: str, rounds: int) -> dict:
     """Sides in turn: images per second at the median, ratios to the peer, verdicts that differ from the peer's.
 
-    Ratios are of wall time, and of the process's CPU time, which other work on the machine hardly changes.
+    Ratios are of wall time, and of CPU time, which other work on the machine changes less.
     """
     wall: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
@@ -197,10 +229,10 @@ def race(sides: dict[str, Callable[[], Tensor]], peer: str, rounds: int) -> dict
     for _ in range(rounds):
         for name, side in sides.items():
             gc.collect()
-            start, spent = time.perf_counter(), time.process_time()
+            start, before = time.perf_counter(), spent()
             verdicts[name] = side()
             wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - spent)
+            cpu[name].append(spent() - before)
     found = {}
     for name, robust in verdicts.items():
         found[name] = dict(images_per_second=len(robust) / median(wall[name]), robust=float(robust.double().mean()))
@@ -219,6 +251,12 @@ def opened(source: str, n: int, device: str) -> tuple[nn.Module, Split]:
     """A network and the first test images of the data that it was trained on."""
     found = checkpoint.open_source(source)
     return found.model.to(device), datasets.load(found.record["data"]).test.take(torch.arange(n))
+
+
+def spent() -> float:
+    """CPU seconds of this process and of its workers. Linux, if there are any."""
+    stats = [Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split() for child in active_children()]
+    return time.process_time() + sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(step: Callable[[], object]) -> float:
