@@ -8,8 +8,9 @@ import torch
 from students import network, save
 from test_witness import packs
 
-from gacd import checkpoint, data, witness
-from gacd.audit import Audit, Finding
+from gacd import checkpoint, data, models, witness
+from gacd.assess import _code_of
+from gacd.audit import FAILED, Audit, Finding
 from gacd.cli import main
 
 ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd2", "--precision", "32"]
@@ -27,8 +28,8 @@ def run(tmp_path, monkeypatch):
 def find(monkeypatch):
     """Puts a finding in the place of all audits."""
 
-    def audits_find(outcome):
-        finding = Finding("black box", outcome, "9 images")
+    def audits_find(outcome, says="9 images"):
+        finding = Finding("black box", outcome, says)
         monkeypatch.setattr("gacd.assess.audit", lambda *_, **__: Audit([finding]))
 
     return audits_find
@@ -60,11 +61,13 @@ def test_quick_audits_do_not_take_back_what_full_ones_found(run, find, capsys):
     assert "cross-entropy" not in capsys.readouterr().out
 
 
-def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, find):
-    find("invalid")
+@pytest.mark.parametrize(("says", "kept"), [(f"{FAILED}, a full memory", True), ("the gradient is reversed", False)])
+def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, find, says, kept):
+    """And no other: who mends a broken network asks anew."""
+    find("invalid", says)
     assert main(ARGV) == 4
     assert not (run / "results.json").exists()
-    assert list(run.glob(".evaluation-*/*.pt"))
+    assert bool(list(run.glob(".evaluation-*/*.pt"))) == kept
     find("passed")
     assert main(ARGV) == 0
     assert not list(run.glob(".evaluation-*"))
@@ -79,6 +82,59 @@ def test_other_classes_than_the_source_s_are_said(run, find, capsys):
         checkpoint.write(best, payload | dict(record=payload["record"] | dict(classes=classes)))
         assert main(ARGV) == 0
         assert ("t was made for other classes than digits, or another order" in capsys.readouterr().err) == warned
+
+
+def test_each_radius_and_attack_counts_once_and_exactly(run, find):
+    find("passed")
+    assert main([*ARGV[:-2], "fgsm", "--eps", "0.1234561", "0.1234562", "0.1234561", *ARGV[-2:]]) == 0
+    rows = json.loads((run / "results.json").read_text())["results"]
+    assert sorted(row["eps"] for row in rows if row["attack"] == "fgsm") == ["0.1234561", "0.1234562"]
+
+
+def test_a_teacher_is_refused_where_it_cannot_be_used(run, find, capsys):
+    find("passed")
+    save(run.parent / "other", models.build("resnet8-x0.25", 3, [0.3], [0.4]), data.load("digits"))
+    assert main([*ARGV, "--teacher", "t"]) == 2
+    assert main([*ARGV, "--teacher", "other", "--audits", "full"]) == 1
+    said = capsys.readouterr().err
+    assert "only full audits transfer attacks: --teacher t (--audits full)" in said
+    assert "the teacher's num_classes is 3, the data's 10: other" in said
+    assert not (run / "results.json").exists()
+
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.mean(1).flatten(1))BROKEN
+"""
+
+
+def test_a_network_of_which_nothing_can_be_followed_is_no_bug_of_ours(run, capsys):
+    """Its gradient is cut off: the audits say so."""
+    Path("cuts").mkdir()
+    Path("cuts/off.py").write_text(NETS.replace("BROKEN", ".detach()"))
+    argv = ["evaluate", "cuts.off:Net", "--data", "digits", *ARGV[2:], "--out", "cut"]
+    assert main(argv) == 4
+    assert "the gradient" in " ".join(capsys.readouterr().out.split())
+
+
+def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(run, monkeypatch):
+    monkeypatch.syspath_prepend(str(run.parent))
+    seen = set()
+    for name, broken in (("sound", ""), ("scaled", " * 2")):
+        Path("nets_of_mine").mkdir(exist_ok=True)
+        Path(f"nets_of_mine/{name}.py").write_text(NETS.replace("BROKEN", broken))
+        seen.add(_code_of(checkpoint.load(f"nets_of_mine.{name}:Net")))
+    assert len(seen) == 2 and None not in seen
+    assert _code_of(checkpoint.load(str(run))) is None
 
 
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):

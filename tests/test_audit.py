@@ -134,6 +134,19 @@ def test_a_fresh_process_may_print_and_raise(tmp_path, monkeypatch):
         process.logits(x)
 
 
+def test_a_fresh_process_takes_nothing_from_the_folder_for_a_library_and_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random.py").write_text("raise SystemExit('not Python's own')\n")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat/nets.py").write_text("import torch\nmake = torch.nn.Flatten\n")
+    x = torch.rand(3, 1, 2, 2)
+    with Fresh("flat.nets:make") as process:
+        assert torch.equal(process.logits(x), x.flatten(1))
+        process.process.kill()
+        process.process.wait()
+        assert torch.equal(process.logits(x), x.flatten(1))
+
+
 def test_a_fresh_process_that_is_killed_says_nothing_about_the_network(sound, images, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/slow.py").write_text("import time\ndef make():\n    time.sleep(60)\n")

@@ -132,7 +132,8 @@ def test_sides_are_compared_with_the_peer_image_by_image():
     assert sides["gacd"]["speedup"] == sorted(sides["peer"]["seconds"])[1] / sorted(sides["gacd"]["seconds"])[1]
 
 
-def test_evaluation_end_to_end(tmp_path, monkeypatch, taught):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_end_to_end(tmp_path, monkeypatch, taught, processes):
     """Beside a peer that attacks nothing: what it calls robust is what the network knows."""
 
     class PGD:
@@ -146,6 +147,7 @@ def test_evaluation_end_to_end(tmp_path, monkeypatch, taught):
     out, source = tmp_path / "evaluation.json", str(taught / "a")
     out.write_text(json.dumps(dict(rate="of an earlier run")))
     sizes = ["--n", "90", "--batch", "40", "--rounds", "1", "--threads", str(torch.get_num_threads())]
+    sizes += ["--processes", str(processes)]
     evaluation.main(["--parts", "pgd", "--networks", source, *sizes, "--out", str(out)])
     result = json.loads(out.read_text())
     assert result["rate"] == "of an earlier run"
@@ -157,6 +159,7 @@ def test_evaluation_end_to_end(tmp_path, monkeypatch, taught):
     ours = [side for name, side in row["sides"].items() if name.startswith("gacd")]
     assert len(ours) == len(evaluation.precisions("cpu"))
     assert all(side["robust"] < natural and not side["only_peer_beats"] and side["only_gacd_beats"] for side in ours)
+    assert all(side["cpu_seconds"][0] > 0.1 for side in ours)  # the workers' too
 
 
 def test_trust_end_to_end(tmp_path, monkeypatch, taught):

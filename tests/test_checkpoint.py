@@ -73,7 +73,8 @@ def test_factory(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "nets.py").write_text(
-        "import torch\n\ndef net():\n    return torch.nn.Flatten()\n\ndef number():\n    return 3\n\nthing = 4\n"
+        "import torch\n\ndef net():\n    return torch.nn.Flatten()\n\ndef number():\n    return 3\n\nthing = 4\n\n"
+        "class Odd(torch.nn.Flatten):\n    def get_extra_state(self):\n        return 4, 'bits'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     opened = open_source("a_package_of_mine.nets:net")
@@ -83,6 +84,7 @@ def test_factory(tmp_path, monkeypatch):
         ("number", "must return an nn.Module"),
         ("nothing", "no attribute"),
         ("thing", "not callable"),
+        ("Odd", "state must be tensors"),
     ):
         with pytest.raises(InputError, match=message):
             load(f"a_package_of_mine.nets:{name}")

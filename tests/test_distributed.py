@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from students import network, save
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from gacd import checkpoint, data, methods
 from gacd.cli import main
 from gacd.device import launch
+from gacd.errors import InputError
 from gacd.models import Classifier
 from gacd.models.base import conv
 from gacd.training import fit
@@ -178,3 +180,10 @@ def test_torchrun_evaluates_as_one_process_does(tmp_path, digits):
     assert two == one
     assert [row["attack"] for row in one["results"]] == ["natural", "fgsm", "pgd5", "margin5x2", "worst"]
     assert 0 < one["results"][-1]["accuracy"] < one["results"][0]["accuracy"] < 1
+
+
+def test_there_are_no_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InputError, match="fewer GPUs than processes: 1 < 2"):
+        launch("cuda", 2)

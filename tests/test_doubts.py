@@ -1,9 +1,14 @@
 """Which runs of an image stay in doubt after a search in low precision, and that these alone are made once more."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from test_local import exact
 from test_pool import ROUGHLY, Still, runs
 
+from gacd import noise
+from gacd.attacks.square import Square
 from gacd.judge import attacked
 
 
@@ -90,3 +95,24 @@ def test_what_is_in_doubt_is_made_once_more_in_float32():
     judged = {i: still for where, right, _ in result for i, still in zip(where.tolist(), right.tolist(), strict=True)}
     assert judged == {0: True, 1: False}
     assert [pixels for rough, pixels in asked if not rough] == [[0.498]] * 2
+
+
+@pytest.mark.parametrize("n", [5, 20, 41])
+def test_every_image_is_judged_though_windows_have_twice_the_rows(n):
+    x = (64 * noise.uniform(8, torch.arange(n), (3, 16, 16))).floor() / 64
+    model = exact(x)
+    logits = model(x)
+    y, judged = logits.argmax(1), []
+    for where, right, x_adv in attacked(
+        model,
+        model,
+        Square(eps=1 / 8, steps=2),  # many are beaten at once, and all others are through at once
+        fetch=lambda which: (x[which], y[which], logits[which]),
+        which=torch.arange(n),
+        chunk=4,
+        again=2,
+        context=nullcontext,
+    ):
+        judged += where.tolist()
+        assert torch.equal(right, model(x_adv).argmax(1) == y[where])
+    assert sorted(judged) == list(range(n))

@@ -13,6 +13,7 @@ from gacd import data
 from gacd.audit import FULL, QUICK, audit
 from gacd.audits import full
 from gacd.audits.case import Case
+from gacd.losses import cross_entropy, margin_loss
 
 
 def test_the_full_audits_pass_a_sound_network(digits, sound, images):
@@ -61,6 +62,20 @@ def test_an_attack_that_has_not_converged_is_told_by_twice_its_steps(digits, sou
 
 def test_a_headline_of_cross_entropy_alone_is_asked_about_the_margin_too(sound, images):
     assert alone("steps and restarts doubled", HugeLogits(sound), images)[0] == "suspect"
+
+
+@pytest.mark.parametrize(
+    ("names", "steps", "restarts"),
+    [(["pgd2"], 40, 2), (["pgd20", "margin100x5", "fgsm"], 200, 10), (["mine", "cascade"], 40, 2)],
+)
+def test_twice_is_twice_the_headline_s_own(names, steps, restarts):
+    made, right = [], torch.ones(3, dtype=torch.bool)
+    case = SimpleNamespace(correct=dict.fromkeys(["natural", *names], right), survivors=right, slack=3)
+    case.pgd = lambda loss, **options: made.append((loss, options["restart"], options["steps"]))
+    case.broken = lambda which, *searches: ~which
+    assert full.doubled(case)[0]
+    losses = (cross_entropy, margin_loss)
+    assert made == [(loss, 1 + restart, steps) for loss in losses for restart in range(restarts)]
 
 
 def test_noise_finds_what_a_shattered_gradient_hides(sound, images):

@@ -135,6 +135,17 @@ def test_a_sound_pack(place, chunk, capsys):
     assert f"0 of {60 + len(witness.read(pack_at_8()).tensors['beaten'])} verdicts rest on less" in out
 
 
+def test_what_cannot_be_asked_or_read_is_one_line(place, capsys):
+    Path("fussy").mkdir()
+    Path("fussy/nets.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        raise ValueError('not these')\n"
+    )
+    assert main(["verify", "fussy.nets:Net", str(pack_at_8()), "--other-weights", "true"]) == 1
+    assert main(["verify", "t", "nowhere.safetensors"]) == 1
+    said = capsys.readouterr().err
+    assert "not these" in said and "no such file: nowhere.safetensors" in said and said.count("\n") == 2
+
+
 def test_other_weights(place, capsys):
     pack = str(pack_at_8())
     assert main(["verify", "other", pack]) == 4

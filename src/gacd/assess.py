@@ -1,5 +1,6 @@
 """The command `evaluate`: accuracy on test images and under attack, and whether the number can be believed."""
 
+import hashlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,18 +16,20 @@ from rich.table import Table
 from gacd import checkpoint, ranks, results, witness
 from gacd import data as datasets
 from gacd.attacks.loop import check_threat
+from gacd.attacks.names import parse_attack
 from gacd.audit import MOST, Audit, Finding, audit
 from gacd.audits.case import CROSS_ENTROPY
 from gacd.audits.fresh import Fresh
 from gacd.cli import Ratio
 from gacd.datasets import Split
 from gacd.device import launch
-from gacd.errors import Invalid, NotFinite, Suspect, UsageError
+from gacd.errors import InputError, Invalid, NotFinite, Suspect, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Journal
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
+from gacd.tables import clean
 
 NOT_FINITE = Finding("finite", "invalid", "NaN or infinity, where no audit looked", "an attack cannot use them")
 
@@ -86,25 +89,36 @@ def evaluate(
     if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
     check_ranges(dict(devices=devices))
+    eps, attacks = list(dict.fromkeys(eps)), list(dict.fromkeys(attacks))
     for radius in eps:
         check_threat(norm=norm, eps=radius, step_size=step_size or 0.0)
+    for name in attacks:
+        parse_attack(name)
     if not 0 <= witnesses <= KEPT:
         raise UsageError(f"witnesses must be from 0 to {KEPT}", witnesses)
+    if teacher and audits != "full":
+        raise UsageError("only full audits transfer attacks", f"--teacher {teacher}", "--audits full")
     opened = checkpoint.open_source(source, mean=mean, std=std)
-    data = data or opened.record.get("data")
+    data = datasets.spelled(data) if data else opened.record.get("data")
     if data is None:
         raise UsageError("which images?", "--data", "the source does not say")
     same = data == opened.record.get("data")
-    images = datasets.load(data, data_dir=data_dir, size=size or (opened.record.get("size") if same else None))
+    images = datasets.load(data, data_dir=data_dir, size=opened.record.get("size") if same and size is None else size)
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
+    guide = checkpoint.load(teacher) if teacher else None
+    for what in ("num_classes", "channels"):
+        if guide and (known := getattr(guide, what, None)) not in (None, getattr(images, what)):
+            raise InputError(f"the teacher's {what} is {known}, the data's {getattr(images, what)}", teacher)
+    if devices > len(split):
+        raise UsageError("more processes than images", f"{devices} > {len(split)}", "a lower --devices")
     fabric, chosen = launch(device, devices, precision=precision)
     if fabric.world_size > len(split):
-        raise UsageError("more processes than images", f"{fabric.world_size} > {len(split)}", "a lower --devices")
+        raise UsageError("more processes than images", f"{fabric.world_size} > {len(split)}", "fewer of them")
     chunk = chunk or rows_on(fabric.device)
     if compile and fabric.device.type == "cpu":
         raise UsageError("torch.compile slows attacks on a CPU", "--compile true", "leave it out")
     model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    guide = checkpoint.load(teacher).to(fabric.device) if teacher else None
+    guide = guide.to(fabric.device) if guide else None
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
     for note in opened.notes:
@@ -120,11 +134,13 @@ def evaluate(
     origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
     origin |= dict(data_sha256=results.fingerprint(split))
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen + ", compiled" * compile)
-    code = results.provenance()
+    code = results.provenance(fabric.device)
+    keep = max(witnesses, MOST)
     known = dict(attacks=attacks, device=fabric.device.type, commit=code["commit"], versions=code["versions"])
+    known |= dict(keep=keep, code=_code_of(model))
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
-    told |= dict(architecture=getattr(model, "name", type(model).__name__), device=fabric.device.type)
+    told |= dict(architecture=results.named(model), device=fabric.device.type)
     rows: list[dict[str, Any]] = []
     found: list[Audit] = []
     packs: list[Path] = []
@@ -142,7 +158,7 @@ def evaluate(
 
         for radius in eps:
             threat: dict[str, Any] = dict(norm=norm, eps=radius, step_size=step_size, chunk=chunk, seed=seed)
-            with Journal(folder, origin | threat | known) as journal:
+            with Journal(folder, origin | threat | known, keep=keep) as journal:
                 result = _together(
                     measure,
                     model,
@@ -176,12 +192,12 @@ def evaluate(
                     )
                     if not result and found[-1].exit_code < 4:
                         found[-1].findings.append(NOT_FINITE)
-                    journal.settled = found[-1].exit_code < 4
-                    if result and journal.settled:
-                        new = results.entries(result, origin, fabric.device, found[-1], audits)
+                    journal.settled = not found[-1].unfinished
+                    if result and found[-1].exit_code < 4:
+                        new = results.entries(result, origin | code, found[-1], audits)
                         if where and audits == "quick" and (doubts := results.doubted(where, new)):
                             found[-1].findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
-                            new = results.entries(result, origin, fabric.device, found[-1], "full")
+                            new = results.entries(result, origin | code, found[-1], "full")
                         rows += new[1:] if rows else new  # the natural images are the same at every radius
                         seconds = result.seconds if len(eps) == 1 else {}
                         if where and witnesses:
@@ -204,6 +220,13 @@ def evaluate(
             for pack in packs:
                 say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
     _conclude(found, eps, say, audits)
+
+
+def _code_of(model: torch.nn.Module) -> str | None:
+    """SHA-256 of the file that defines a foreign network: verdicts of a stopped evaluation are not another code's."""
+    path = getattr(sys.modules.get(type(model).__module__), "__file__", None)
+    own = type(model).__module__.partition(".")[0] == "gacd"
+    return None if own or path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @contextmanager
@@ -254,7 +277,7 @@ def _conclude(found: list[Audit], eps: list[float], say: Console, audits: str) -
     for radius, result in zip(eps, found, strict=True):
         at = f" at eps {Ratio(radius)}" if len(eps) > 1 else ""
         for finding in result.troubles:
-            say.print(f"{finding}{at}", markup=False)
+            say.print(clean(f"{finding}{at}"), markup=False)
     passed = sum(finding.outcome == "passed" for finding in worst.findings)
     left = [finding.name for finding in worst.findings if finding.outcome == "skipped"]
     if worst.exit_code == 0:

@@ -22,6 +22,7 @@ from gacd.errors import InputError
 from gacd.evaluation import rows_on
 
 MOST = 1000  # images that are looked at
+FAILED = "could not be carried out"
 OUTCOMES = {"passed": 0, "skipped": 0, "suspect": 3, "invalid": 4}  # with the exit codes they lead to
 VERDICTS = {0: "TRUSTED", 3: "SUSPECT", 4: "INVALID"}
 
@@ -146,6 +147,12 @@ class Audit:
         return VERDICTS[self.exit_code]
 
     @property
+    def unfinished(self) -> bool:
+        """Whether it is INVALID only for audits that failed, as for lack of memory: they may pass another time."""
+        against = [finding for finding in self.troubles if finding.outcome == "invalid"]
+        return bool(against) and all(finding.says.startswith(FAILED) for finding in against)
+
+    @property
     def troubles(self) -> list[Finding]:
         """The findings that stand against the number, the worst first."""
         against = [finding for finding in self.findings if OUTCOMES[finding.outcome]]
@@ -159,7 +166,7 @@ def _finding(name: str, kind: Kind, case: Case) -> Finding:
             passed, says, fix = kind.look(case)
     except Exception as error:  # of any type: it is not our code that was called
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return Finding(name, kind.fails, f"could not be carried out, {reason}", "does the network take these images?")
+        return Finding(name, kind.fails, f"{FAILED}, {reason}", "does the network take these images?")
     if passed:
         return Finding(name, "passed", says)
     return Finding(name, "skipped" if passed is None else kind.fails, says, fix)

@@ -295,4 +295,6 @@ def _open_factory(module: str, name: str) -> Opened:
         raise InputError("cannot import and call factory", f"{module}:{name}: {reason}") from None
     if not isinstance(model, nn.Module):
         raise InputError("the factory must return an nn.Module", f"{module}:{name}")
+    if not all(isinstance(value, torch.Tensor) for value in model.state_dict().values()):
+        raise InputError("the network's state must be tensors", f"{module}:{name}", "no quantized modules")
     return Opened(model.eval(), f"{module}:{name}")

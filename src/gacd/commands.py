@@ -68,7 +68,7 @@ def train(
     if guide is None and "teacher" in inspect.signature(cls).parameters:
         raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
     known = (guide.record if guide else {}) or (started.record if started else {})
-    data = data or known.get("data")
+    data = datasets.spelled(data) if data else known.get("data")
     if data is None:
         raise UsageError("which images?", "--data", "cifar10, cifar100, stl10, digits or a folder")
     images = datasets.load(
@@ -85,6 +85,10 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])
         student, notes = prepare.student(model, started, images)
+        if started and started.record.get("data") == data:
+            held = held_out(config(started.run) if started.run else started.record)
+            if held != {name: value for name, value in dict(fit_options, val_size=val_size).items() if name in held}:
+                notes.append("--init held out other images: what it was trained on helps to choose the best weights")
         arguments: dict[str, Any] = dict(student=student, labels=images.train.labels)
         arguments |= dict(teacher=guide.model) if guide else {}
         built = cls(**arguments, **method_options).to(fabric.device)

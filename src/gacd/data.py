@@ -86,6 +86,9 @@ def load(
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], total // 5, noise.key("test"))
         notes.append(f"test: {len(parts['test'])} of {total} images split off, the same for every seed")
+    if name not in DATASETS:  # which come class by class: the first ones shall stand for all
+        test = parts["test"]
+        parts["test"] = test.take(noise.permutation(noise.key("order"), len(test)))
     mean, std = PUBLISHED.get(name) or statistics(parts["train"].images)
     if "val" not in parts:
         total = len(parts["train"])
@@ -94,6 +97,11 @@ def load(
         notes.append(f"validation: {n} of {total} training images held out (seed {seed})")
     augment = "crop-flip" if name in ("cifar10", "cifar100", "stl10") else "crop"
     return Dataset(name, parts["train"], parts["val"], parts["test"], classes, mean, std, augment, notes)
+
+
+def spelled(name: str) -> str:
+    """One name for a folder, however it was typed: "photos" for "photos/"."""
+    return name if name in DATASETS else os.path.normpath(name)
 
 
 class Loader:

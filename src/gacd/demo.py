@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gacd import cli
 from gacd.errors import Suspect
-from gacd.recipe import RECIPES, expand
+from gacd.recipe import RECIPES, expand, missing
 from gacd.records import Run, collect
 from gacd.report import write
 from gacd.sections import Line, Section, percent, sections
@@ -37,10 +37,11 @@ def demo(*, out: str = "demo") -> None:
     screen, folder = Console(file=sys.stdout, highlight=False), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     lines = recipe("demo", OUT=out)
+    todo = [task.argv for task in missing(lines)]
     for i, argv in enumerate(lines):
-        run = Path(argv[argv.index("--out") + 1] if "--out" in argv else argv[1])
-        if (run / "results.json").exists():  # the last of a run's files
+        if argv not in todo:
             continue
+        run = Path(argv[argv.index("--out") + 1] if "--out" in argv else argv[1])
         label = f"{i + 1:2}/{len(lines)}  {' '.join(argv[: 2 if '--out' in argv else 1])} → {run}"
         began = time.perf_counter()
         with open(folder / "demo.log", "a") as log, screen.status(label):

@@ -32,6 +32,8 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if local := int(os.environ.get("LOCAL_WORLD_SIZE", 0)):
         devices, nodes = local, int(os.environ["WORLD_SIZE"]) // local
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise InputError("fewer GPUs than processes", f"{torch.cuda.device_count()} < {devices}", "a lower --devices")
     if precision == "auto":
         precision = "bf16" if fast_bfloat16(device) else "32"
     keep_freed_memory()

@@ -115,13 +115,16 @@ def _row(section: Section, name: str, n: int, lines: Sequence[Line]) -> list[Cel
     run = lines[0].run
     words = [Cell(name), Cell(str(run.options.get("method") or tables.MISSING)), Cell(run.model)]
     count = Cell(str(len(lines)), (float(len(lines)),))
-    return [*words, count, *(_share(mean(column), n, len(lines)) for column in found), Cell(str(n), (float(n),))]
+    return [*words, count, *(_share(column, n, len(lines)) for column in found), Cell(str(n), (float(n),))]
 
 
-def _share(found: Mean | None, n: int, wanted: int) -> Cell:
+def _share(column: Sequence[Measured | None], n: int, wanted: int) -> Cell:
+    found = mean(column)
     if found is None:
         return Cell(tables.MISSING)
-    note = f"of {found.runs}" if found.runs < wanted else ""
+    notes = [f"of {found.runs}"] if found.runs < wanted else []
+    notes += ["unverified"] if any(measured and measured.suspect for measured in column) else []
+    note = ", ".join(notes)
     if found.spread is None:
         return Cell(percent(found.mean, n), (100 * found.mean,), note=note)
     text = f"{percent(found.mean, n)} ± {percent(found.spread, n)}"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Journal:
 
     def witnesses(self) -> tuple[Tensor, Tensor, list[str]]:
         """Positions (m,), ascending, of beaten images, what beat them (m,C,H,W), and by which attack."""
-        parts = [part for part in self._parts() if len(part["new"])]
+        parts = [part for part in self._parts() if len(part["new"])]  # of no more than `keep` images
         if not parts:
             return NOTHING, torch.empty(0), []
         where, x_adv = torch.cat([part["new"] for part in parts]), torch.cat([part["x_adv"] for part in parts])
@@ -90,13 +91,13 @@ class Journal:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.pt")) if self.folder is not None else []
 
-    def _parts(self) -> list[dict[str, Any]]:
+    def _parts(self) -> Iterator[dict[str, Any]]:
         """What the files say; a damaged one is named and judged again."""
-        parts = []
         for path in self._files():
             try:
-                parts.append(checkpoint.read(path))
+                part = checkpoint.read(path)
             except InputError as error:
                 print(f"gacd: warning: {error}; its images are attacked again", file=sys.stderr)
                 path.unlink(missing_ok=True)  # another process found it too
-        return parts
+            else:
+                yield part

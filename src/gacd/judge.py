@@ -37,21 +37,20 @@ def attacked(
             if block:
                 found.append(block[:2])
                 doubts += block[2]
-            if not doubts or (block and len(doubts) < rows):
-                continue
-            where, x_adv = (torch.cat(parts) for parts in zip(*found, strict=True))
-            found = [(where[rows:], x_adv[rows:])]
-            where, x_adv = where[:rows], x_adv[:rows].contiguous(memory_format=torch.channels_last)
-            right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
-            if precision is not nullcontext:
-                unsure |= {
-                    image: runs
-                    for image, runs, still in zip(where.tolist(), doubts, right.tolist(), strict=False)
-                    if runs and still
-                }
-            doubts = doubts[rows:]
-            sure = torch.tensor([image not in unsure for image in where.tolist()])
-            yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
+            while len(doubts) >= (rows if block else 1):  # a sweep may give more at once than a chunk holds
+                where, x_adv = (torch.cat(parts) for parts in zip(*found, strict=True))
+                found = [(where[rows:], x_adv[rows:])]
+                where, x_adv = where[:rows], x_adv[:rows].contiguous(memory_format=torch.channels_last)
+                right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
+                if precision is not nullcontext:
+                    unsure |= {
+                        image: runs
+                        for image, runs, still in zip(where.tolist(), doubts, right.tolist(), strict=False)
+                        if runs and still
+                    }
+                doubts = doubts[rows:]
+                sure = torch.tensor([image not in unsure for image in where.tolist()])
+                yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
         which, only = which[torch.tensor([image in unsure for image in which.tolist()], dtype=torch.bool)], unsure
         if not len(which):
             return

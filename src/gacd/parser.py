@@ -55,6 +55,8 @@ class Parser:
             positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             if name in skip or (positional and hints.get(name) not in (str, list[str])):
                 continue
+            if name not in hints:
+                raise UsageError("an option needs a type", f"{function.__qualname__}: {name}", "such as float")
             required = parameter.default is parameter.empty
             text = " ".join((help_of.get(name) or "").split()).replace("%", "%%")
             options: dict[str, Any] = dict(type=_type(hints[name]), help=text)
@@ -185,6 +187,11 @@ class Ratio(float):
         return f"{round(levels)}/255" if grey else f"{float(self):g}"
 
     __repr__ = __str__
+
+
+def exact(number: float) -> str:
+    """A number as it is shown, "8/255", if that is read as the same number, else all its digits."""
+    return text if float(Ratio(text := str(Ratio(number)))) == number else repr(float(number))
 
 
 def written(value: Ratio) -> str | float:

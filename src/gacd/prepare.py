@@ -45,6 +45,9 @@ def student(model: str | None, started: Opened | None, images: Dataset) -> tuple
     if network.num_classes != images.num_classes:
         notes.append(f"--init: {network.num_classes} classes, data {images.num_classes}: trunk kept, head made afresh")
         network.fresh_head(images.num_classes)
+    elif started.record.get("classes", images.classes) != images.classes:
+        notes.append("--init: its classes are others, or in another order: trunk kept, head made afresh")
+        network.fresh_head(images.num_classes)
     return network, notes
 
 
@@ -56,9 +59,11 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     """
     teacher = opened.model
     classes = getattr(teacher, "num_classes", images.num_classes)
+    fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one"
     if classes != images.num_classes:
-        fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one"
         raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
+    if opened.record.get("classes", images.classes) != images.classes:
+        raise InputError("the teacher's classes are others than the data's, or in another order", source, fix)
     channels = getattr(teacher, "channels", images.channels)
     if channels != images.channels:
         raise InputError(f"the teacher takes {channels} channels, {images.name} has {images.channels}", source)
@@ -73,4 +78,4 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     if promised is None and measured < chance + min(chance / 2, 0.05):
         fix = "another normalisation? give --mean and --std; other classes? gacd train pgdat --init adapts it"
         raise InputError(f"the teacher is no better than chance, {measured:.1%}", source, fix)
-    return f"{measured:.1%} natural on {len(split)} held-out images"
+    return f"{measured:.1%} natural on {len(split)} {'held-out' if len(images.val) else 'training'} images"

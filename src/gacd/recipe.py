@@ -14,10 +14,12 @@ from gacd.runs import FREE, check_options, story
 RECIPES = Path(__file__).parent / "recipes"
 PROBE = Path("checkpoints/probe.pt")
 PATHS = {"out", "teacher", "init", "cost_of"}
-# In the place of the shell's own: what a recipe would run is printed, each word ended by a NUL, each line by "\n".
+# In the place of the shell's own: what a recipe would run is printed, each word ended by a NUL, each line by "\n". What
+# the recipe itself prints goes elsewhere.
 PRINTED = r"""
-gacd() { printf 'gacd\0'; printf '%s\0' "$@"; printf '\n'; }
-row() { printf 'row\0'; printf '%s\0' "$@"; printf '\n'; }
+exec 3>&1 >&2
+gacd() { printf 'gacd\0' >&3; printf '%s\0' "$@" >&3; printf '\n' >&3; }
+row() { printf 'row\0' >&3; printf '%s\0' "$@" >&3; printf '\n' >&3; }
 . "$RECIPE"
 """
 

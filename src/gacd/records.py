@@ -109,7 +109,8 @@ class Run:
         """(epochs done, value) of what was logged under a name."""
         if not self.log:
             return []
-        epoch = (self.log[-1]["epoch"] + 1) / max(self.log[-1]["step"], 1)
+        ends = [row for row in self.log if "val_natural" in row] or self.log  # of epochs, but where none has ended yet
+        epoch = (ends[-1]["epoch"] + 1) / max(ends[-1]["step"], 1)
         return [(row["step"] * epoch, row[key]) for row in self.log if finite(row.get(key))]
 
 

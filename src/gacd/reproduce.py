@@ -178,6 +178,9 @@ class Process:
         return f"{minutes:3}:{seconds:02}  gacd {' '.join(self.task.argv[:2])} → {self.task.makes} {verdict}"
 
 
+NONE = tables.number(None)
+
+
 class Line(NamedTuple):
     """A row with what was measured of each of its runs: attack -> accuracy, and the paper's natural and robust one.
 
@@ -221,7 +224,8 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
     body = []
     for line in lines:
         doubted = {attack for m in line.measured for attack in m if m[attack].suspect}
-        cells = [_share(line.mean(attack))._replace(note="unverified" * (attack in doubted)) for attack in attacks]
+        alike = len({frozenset(m) - {"worst"} for m in line.measured}) < 2  # else the worst cases are of other attacks
+        cells = [_share(line, attack, attack in doubted) if alike or attack != "worst" else NONE for attack in attacks]
         seeds = len(line.measured)
         cells.append(tables.Cell(str(seeds), (seeds,)) if seeds else tables.Cell(tables.MISSING))
         operations = mean_of(line.costs) / 1e12 if line.costs else None
@@ -259,7 +263,10 @@ def _point(measured: dict[str, Measured], attack: str) -> figures.Point | None:
     return figures.Point(measured["natural"].accuracy, robust.accuracy, *robust.interval)
 
 
-def _share(found: Mean | None) -> tables.Cell:
+def _share(line: Line, attack: str, doubted: bool) -> tables.Cell:
+    found = line.mean(attack)
     if found is None:
-        return tables.number(None)
-    return tables.number(100 * found.mean, spread=None if found.spread is None else 100 * found.spread)
+        return NONE
+    notes = [f"of {found.runs}"] * (found.runs < len(line.measured)) + ["unverified"] * doubted
+    spread = None if found.spread is None else 100 * found.spread
+    return tables.number(100 * found.mean, spread=spread)._replace(note=", ".join(notes))

@@ -13,26 +13,23 @@ from torch import nn
 
 from gacd import checkpoint
 from gacd.audit import Audit
-from gacd.cli import Ratio
 from gacd.datasets import Split
 from gacd.device import describe
 from gacd.errors import InputError
 from gacd.evaluation import Evaluation, interval
+from gacd.parser import Ratio, exact
 
 SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "steps", "seed", "chunk", "search")
 
 EARLIER = "earlier, full audits"  # a finding's name
 
 
-def entries(
-    result: Evaluation, origin: dict[str, Any], device: torch.device, audit: Audit, audits: str
-) -> list[dict[str, Any]]:
+def entries(result: Evaluation, origin: dict[str, Any], audit: Audit, audits: str) -> list[dict[str, Any]]:
     """An evaluation as entries: natural, each attack, and the worst case per image.
 
     Args:
         result: of all images.
-        origin: the weights, their SHA-256, data and n, seed, chunk, and precision of the search.
-        device: where it was computed.
+        origin: the weights, their SHA-256, data and n, seed, chunk, precision of the search, and `provenance`.
         audit: of it.
         audits: "quick" or "full".
     """
@@ -46,14 +43,21 @@ def entries(
         if name == "worst":
             first = next(iter(result.threats.values()))
             threat = dict(norm=first["norm"], eps=first["eps"], of=list(result.threats))
-        for key in ("eps", "step_size"):
-            if key in threat:
-                threat[key] = str(Ratio(threat[key]))
+        if "eps" in threat:
+            threat["eps"] = exact(threat["eps"])
+        if "step_size" in threat:
+            threat["step_size"] = str(Ratio(threat["step_size"]))
         correct = int(mask.sum())
         number = dict(accuracy=correct / result.n, correct=correct, interval=list(interval(correct, result.n)))
         verdict = dict(verdict=audit.verdict, audits=audits, doubts=doubts) if threat else {}
-        rows.append(origin | dict(split="test", attack=name) | threat | number | verdict | provenance(device))
+        rows.append(origin | dict(split="test", attack=name) | threat | number | verdict)
     return rows
+
+
+def named(model: nn.Module) -> str:
+    """What a network is called: its name in our grammar, else its class."""
+    name = getattr(model, "name", None)
+    return name if isinstance(name, str) and name else type(model).__name__
 
 
 def fingerprint(split: Split) -> str:
@@ -72,7 +76,7 @@ def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> None:
         data = {_key(row): row.get("data_sha256") for row in new}
         rows = [row for row in old if row.get("data_sha256", data.get(_key(row))) != data.get(_key(row), ...)] + new
         size = sum(p.numel() for p in model.parameters())
-        payload = dict(format=1, model=getattr(model, "name", type(model).__name__), parameters=size, results=rows)
+        payload = dict(format=1, model=named(model), parameters=size, results=rows)
         checkpoint.replace(path, (json.dumps(payload, indent=1) + "\n").encode())
 
 

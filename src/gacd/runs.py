@@ -17,7 +17,7 @@ from gacd import checkpoint, ranks
 from gacd.data import Dataset
 from gacd.errors import InputError, UsageError
 from gacd.methods.base import Method
-from gacd.results import provenance
+from gacd.results import fingerprint, provenance
 
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
 
@@ -28,6 +28,7 @@ class Run:
     def __init__(self, out: Path, method: Method, optimizer: Any, average: AveragedModel | None, data: Dataset):
         self.out, self.method, self.optimizer, self.average = out, method, optimizer, average
         self.origin = dict(data=data.name, size=data.size, classes=data.classes, method=type(method).__name__.lower())
+        self.data_sha256 = fingerprint(data.train)
         self.logged = 0  # bytes of metrics.jsonl that belong to the newest checkpoint
         self.best: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
@@ -49,7 +50,13 @@ class Run:
         state = checkpoint.read_newest(folder / "last.pt", folder / "previous.pt")
         if state is None:
             return 0
-        self.method.load_state_dict(state["method"])
+        if state.get("data_sha256", self.data_sha256) != self.data_sha256:
+            raise InputError("the training images are not those that it was started with", self.out, "another --out")
+        try:
+            self.method.load_state_dict(state["method"])
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:200]
+            raise InputError("it was started with another teacher", f"{self.out}: {what}", "another --out") from None
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -107,6 +114,7 @@ class Run:
                 logged=self.metrics.seek(0, 2),
                 best=self.best,
                 last=self.last,
+                data_sha256=self.data_sha256,
             )
             with checkpoint.writing(self.out / "metrics.jsonl"):
                 os.fsync(self.metrics.fileno())  # the checkpoint promises its length
@@ -222,7 +230,7 @@ def config(out: Path) -> dict[str, Any]:
     """A run's options, from its config.yaml."""
     try:
         options = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         options = None
     if not isinstance(options, dict):
         raise InputError("not a run directory: no readable config.yaml", out)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gacd import ranks
 from gacd.data import Dataset, Loader
-from gacd.errors import Diverged, Stopped
+from gacd.errors import Diverged, Stopped, UsageError
 from gacd.evaluation import evaluate
 from gacd.methods.base import Clock, Method
 from gacd.probe import with_ridge_head
@@ -78,6 +78,8 @@ def fit(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
+    if loader.batch_size < 2 * fabric.world_size:
+        raise UsageError("batch norms need two images a process", f"--batch-size {batch_size}", "a larger one")
     method.student.head.requires_grad_(method.trains_head)
     method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(

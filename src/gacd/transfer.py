@@ -69,8 +69,11 @@ def probe(
         device: cpu, cuda, or the best there is.
     """
     say, path = Console(stderr=True, highlight=False), Path(run)
+    if head != "linear" and (solver, select, weight_decays, epochs, lr) != ("lbfgs", "robust", None, None, None):
+        fix = "leave out --solver, --select, --weight-decays, --epochs and --lr"
+        raise UsageError("class means are not trained", f"--head {head}", fix)
     opened = checkpoint.open_source(run, mean=mean, std=std)
-    data = data or opened.record.get("data")
+    data = datasets.spelled(data) if data else opened.record.get("data")
     if data is None:
         raise UsageError("which images?", "--data", "the source does not say")
     same = data == opened.record.get("data")

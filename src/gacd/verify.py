@@ -96,7 +96,7 @@ def score(
     x, y = torch.cat([pack.x, pack.tensors["witnesses"]]), torch.cat([labels, labels[beaten]])
     said = torch.cat([right[0], torch.zeros(m, dtype=torch.bool)])
     parts = []
-    for part, kept in _chunks(x, chunk):
+    for part, kept in _chunks(x, min(chunk, n + m)):
         given = network(part)
         if not isinstance(given, Tensor):
             raise InputError("the network must return logits", type(given).__name__, "a tensor (B,K)")
@@ -156,7 +156,9 @@ def _asked(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
             given = model(x)
             return given.cpu() if isinstance(given, Tensor) else given
-    except RuntimeError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any type: the network may be anyone's
         raise InputError("the network does not take the pack's images", f"{tuple(x.shape)}: {error!s:.150}") from None
 
 

@@ -21,10 +21,10 @@ from gacd import checkpoint
 from gacd import data as datasets
 from gacd.attacks.loop import check_threat, inside
 from gacd.attacks.names import parse_attack
-from gacd.cli import Ratio
 from gacd.datasets import Split
 from gacd.errors import InputError, Invalid
 from gacd.evaluation import Evaluation
+from gacd.parser import Ratio, exact
 from gacd.results import fingerprint
 
 FORMAT = 1
@@ -129,9 +129,11 @@ def read(path: Path) -> Pack:
     """A pack that is what it was written as.
 
     Raises:
-        InputError: not a pack, or cut short.
+        InputError: not there, not a pack, or cut short.
         Invalid: its content contradicts its hash, or itself.
     """
+    if not path.exists():
+        raise InputError("no such file", path)
     text, same, hashed, tensors, about = "", "", "", {}, None
     # Suppressed is whatever a hostile or broken file makes the safe reader raise.
     with contextlib.suppress(Exception), safetensors.safe_open(path, "pt") as file:
@@ -168,11 +170,6 @@ def content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def invalid(what: str, where: object = "") -> Invalid:
     return Invalid(f"INVALID, the pack proves nothing: {what}", where)
-
-
-def exact(number: float) -> str:
-    """A number as it is shown, "8/255", if that is read as the same number, else all its digits."""
-    return text if float(Ratio(text := str(Ratio(number)))) == number else repr(float(number))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

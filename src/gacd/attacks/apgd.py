@@ -68,8 +68,8 @@ class APGD(Search):
         assert gradient is not None
         z, value, first = rows["z"], value.to(rows["x"].dtype), rows["t"] == 0
         better = first | (value > rows["best_value"]) | value.isnan()  # a broken network's NaN is kept, and found
-        best = torch.where(_image(better), z, rows["best"])
-        best_gradient = torch.where(_image(better), gradient, rows["best_gradient"])
+        best = torch.where(image_wise(better), z, rows["best"])
+        best_gradient = torch.where(image_wise(better), gradient, rows["best_gradient"])
         best_value = torch.where(better, value, rows["best_value"])
 
         rises = torch.where(first, 0, rows["rises"] + (value > rows["value"]))
@@ -82,10 +82,10 @@ class APGD(Search):
         step = torch.where(first, 2 * self.eps, rows["step"])
         step = torch.where(halve, step / 2, step)
 
-        here = torch.where(_image(halve), best, z)
-        uphill = steepest(torch.where(_image(halve), best_gradient, gradient), self.norm)
-        share = _image(torch.where(first, 1.0, MOMENTUM).to(z.dtype))
-        ahead = self.project(rows, here + _image(step) * uphill)
+        here = torch.where(image_wise(halve), best, z)
+        uphill = steepest(torch.where(image_wise(halve), best_gradient, gradient), self.norm)
+        share = image_wise(torch.where(first, 1.0, MOMENTUM).to(z.dtype))
+        ahead = self.project(rows, here + image_wise(step) * uphill)
         moved = here + share * (ahead - here) + (1 - share) * (here - rows["previous"])
         rows |= dict(z=self.project(rows, moved), previous=here, value=value, step=step, best=best)
         rows |= dict(best_gradient=best_gradient, best_value=best_value)
@@ -109,7 +109,7 @@ class APGD(Search):
         else:
             way = noise.normal(noise.key(key, "start"), index, tuple(x.shape[1:])).to(x.dtype)
             length = way.flatten(1).norm(dim=1)
-        return self.project(rows, x + self.eps * way / _image(length.clamp_min(1e-12)))
+        return self.project(rows, x + self.eps * way / image_wise(length.clamp_min(1e-12)))
 
     def _percent(self, share: int) -> int:
         return max(share * self.moves // 100, 1)
@@ -152,7 +152,7 @@ class TargetedAPGD(APGD):
     def step(self, rows: Rows, logits: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         margin = margin_loss(logits, rows["y"]).to(rows["x"].dtype)
         better = (margin > rows["margin"]) | margin.isnan()
-        rows["strongest"] = torch.where(_image(better), rows["z"], rows["strongest"])
+        rows["strongest"] = torch.where(image_wise(better), rows["z"], rows["strongest"])
         rows["margin"] = torch.where(better, margin, rows["margin"])
         super().step(rows, logits, value, gradient)
 
@@ -199,7 +199,7 @@ def runner_up(logits: Tensor | None, y: Tensor, number: Tensor, classes: int) ->
     return others.argsort(dim=1, descending=True, stable=True).gather(1, number[:, None])[:, 0]
 
 
-def _image(row: Tensor) -> Tensor:
+def image_wise(row: Tensor) -> Tensor:
     return row.view(-1, 1, 1, 1)
 
 

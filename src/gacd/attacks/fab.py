@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gacd import noise
-from gacd.attacks.apgd import count_targets, runner_up
+from gacd.attacks.apgd import count_targets, image_wise, runner_up
 from gacd.attacks.loop import check_threat
 from gacd.attacks.search import Rows, Search
 from gacd.errors import InputError
@@ -63,10 +63,7 @@ class TargetedFAB(Search):
         x = rows["x"]
         rows["target"] = runner_up(logits, rows["y"], rows["run"], self.classes)
         rows["z"] = self.start(x, rows["index"], rows["run"])
-        rows["best"], rows["distance"] = (
-            x.clone(),
-            torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device),
-        )
+        rows["best"], rows["distance"] = x.clone(), x.new_full((len(x),), torch.inf, dtype=torch.float64)
 
     def objective(self, logits: Tensor, rows: Rows) -> Tensor:
         """z_t - z_y, (B,): zero on the boundary between the target and the true class."""
@@ -87,14 +84,14 @@ class TargetedFAB(Search):
         fooled = logits.argmax(1) != rows["y"]
         distance = (z.double() - x.double()).abs().flatten(1).amax(1)
         closer = fooled & (distance < rows["distance"])
-        best = torch.where(_image(closer), z, rows["best"])
-        rows["best"] = torch.where(_image(broken), torch.nan, best)
+        best = torch.where(image_wise(closer), z, rows["best"])
+        rows["best"] = torch.where(image_wise(broken), torch.nan, best)
         rows["distance"] = torch.where(closer, distance, rows["distance"]).masked_fill(broken, -torch.inf)
 
         if gradient is not None:
             rows["z"] = self._move(x, z, value, gradient)
             return
-        rows["z"] = torch.where(_image(fooled), x + (z - x) * self.beta, z)
+        rows["z"] = torch.where(image_wise(fooled), x + (z - x) * self.beta, z)
 
     def found(self, rows: Rows) -> Tensor:
         return self.project(rows, rows["best"])
@@ -109,7 +106,7 @@ class TargetedFAB(Search):
         key = noise.key(self.seed, "fab", self.restart)
         index = noise.bits(key, index, self.runs).gather(1, run[:, None])[:, 0]
         way = 2 * noise.uniform(noise.key(key, "start"), index, tuple(x.shape[1:])).to(x.dtype) - 1
-        return (x + self.eps / 2 * way / _image(way.abs().flatten(1).amax(1).clamp_min(1e-12))).clamp(0, 1)
+        return (x + self.eps / 2 * way / image_wise(way.abs().flatten(1).amax(1).clamp_min(1e-12))).clamp(0, 1)
 
     def _move(self, x: Tensor, z: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         """Past the hyperplane value + <gradient, . - z> = 0, from z and from x: (B,C,H,W) in [0,1]."""
@@ -154,7 +151,3 @@ def to_hyperplane(point: Tensor, w: Tensor, gap: Tensor) -> Tensor:
         slope, rest = (weight * free).sum(1), gap - (closes * (1 - free)).sum(1)
         length = torch.maximum(length, torch.where(slope > 0, (rest / slope).clamp_min(0), torch.inf))
     return way * torch.minimum(length[:, None], room)
-
-
-def _image(row: Tensor) -> Tensor:
-    return row.view(-1, 1, 1, 1)

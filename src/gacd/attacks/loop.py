@@ -110,7 +110,7 @@ def inside(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> Tensor:
         near = (delta.abs() <= eps).all(1)
     else:
         # fsum rounds once; a square or a difference of doubles each at most by 2^-53
-        within = [math.fsum(row) <= eps * eps * (1 + 4e-16) for row in delta.square().tolist()]
+        within = [math.fsum(row.square().tolist()) <= eps * eps * (1 + 4e-16) for row in delta]
         near = torch.tensor(within, dtype=torch.bool, device=x.device)
     return near & ((z >= 0) & (z <= 1)).flatten(1).all(1)
 

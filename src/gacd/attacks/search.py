@@ -202,8 +202,9 @@ def ask(
     with torch.enable_grad():
         logits = model(z)
         value = search.objective(logits, rows)
-        (gradient,) = torch.autograd.grad(value.sum(), z)  # none for parameters
-    return logits.detach(), value.detach(), gradient
+        # None for parameters; none at all where the network cuts it off, which the audits tell.
+        gradient = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
+    return logits.detach(), value.detach(), torch.zeros_like(z) if gradient is None else gradient
 
 
 def uniform_in_ball(x: Tensor, norm: str, eps: float, key: int, index: Tensor) -> Tensor:

@@ -28,10 +28,8 @@ def huge_budget(case: Case) -> Result:
 
 def no_budget(case: Case) -> Result:
     """An attack of radius 0 returns the images, and the verdict on them is the clean one."""
-    search, parts = (
-        case.pgd(cross_entropy, eps=0.0, steps=1),
-        zip(case.chunks(case.x), case.chunks(case.y), strict=True),
-    )
+    search = case.pgd(cross_entropy, eps=0.0, steps=1)
+    parts = zip(case.chunks(case.x), case.chunks(case.y), strict=True)
     x_adv = torch.cat([run(search, case.network, x, y)[:kept] for (x, kept), (y, _) in parts])
     moved = int((x_adv != case.x).flatten(1).any(1).sum())
     differing = case.differ(case.natural, case.y, case.correct["natural"])

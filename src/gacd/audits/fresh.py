@@ -15,7 +15,8 @@ from torch import Tensor
 from gacd import checkpoint
 from gacd.errors import GacdError
 
-PROGRAM = "from gacd.audits.fresh import answer; answer()"
+# The current folder last, as the command has it: it hides nothing installed.
+PROGRAM = "import sys; sys.path.sort(key=lambda p: p == ''); from gacd.audits.fresh import answer; answer()"
 ANSWERED = "gacd: answered\n"  # ends a line, for a factory may print
 PATIENCE = 600.0, 10.0  # seconds for an answer, and for each image
 
@@ -54,6 +55,9 @@ class Fresh:
             Killed: the process took too long, or was ended from outside, as for memory.
             GacdError: the process cannot load the network, or fails.
         """
+        if self.process and self.process.poll() is not None:
+            self.process.communicate()  # closes its pipes
+            self.process = None
         self.process = self.process or self._started()
         asked, answered = Path(self.folder.name) / "images.safetensors", Path(self.folder.name) / "logits.safetensors"
         answered.unlink(missing_ok=True)

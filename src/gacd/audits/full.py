@@ -1,6 +1,7 @@
 """Full audits of the attack: what costs more than a PGD-20 pass each."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from gacd import noise
 from gacd.attacks.loop import evaluating, projection, steepest
+from gacd.attacks.names import parse_attack
 from gacd.attacks.search import uniform_in_ball
 from gacd.attacks.square import Square
 from gacd.audits.case import Case, Result
+from gacd.errors import InputError
 from gacd.losses import cross_entropy, margin_loss
 from gacd.models import Classifier
 
@@ -31,8 +34,14 @@ def eps_ladder(case: Case) -> Result:
 
 
 def doubled(case: Case) -> Result:
-    """Forty steps and two restarts, with cross-entropy and the margin loss, break next to nothing more."""
-    searches = [case.pgd(loss, steps=40, restart=r) for loss in (cross_entropy, margin_loss) for r in (1, 2)]
+    """Twice the headline's steps and restarts, with cross-entropy and the margin loss, break next to nothing more."""
+    steps, restarts = 20, 1
+    for name in case.correct:
+        with suppress(InputError):  # "natural", or the name of an attack from elsewhere
+            attack = parse_attack(name)
+            steps, restarts = max(steps, attack.steps or 0), max(restarts, attack.restarts)
+    kinds = [(loss, 1 + restart) for loss in (cross_entropy, margin_loss) for restart in range(2 * restarts)]
+    searches = [case.pgd(loss, steps=2 * steps, restart=restart) for loss, restart in kinds]
     bad, of = int(case.broken(case.survivors, *searches).sum()), int(case.survivors.sum())
     says = f"twice the steps and restarts break {bad} of {of} more, {case.slack} allowed"
     return bad <= case.slack, says, "the headline's attack had not converged, or follows the wrong loss"

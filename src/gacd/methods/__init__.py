@@ -52,8 +52,8 @@ def load(method: str) -> "type[Method]":
     elif name:
         try:
             module = importlib.import_module(place)
-        except ImportError as error:
-            raise InputError("cannot import method", f"{place}: {error}") from None
+        except Exception as error:  # whatever someone else's code raises
+            raise InputError("cannot import method", f"{method}: {type(error).__name__}: {error}") from None
     else:
         import difflib
 
