@@ -116,7 +116,7 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("evaluate seven --n 10", 1, "fewer classes"),
     ("evaluate t --witnesses -1", 2, "from 0 to 10000"),
     ("verify", 2, "required: source"),
-    ("verify t none", 1, "cannot be read as a witness pack"),
+    ("verify t none", 1, "no such file: none"),
     ("verify t page.pt", 1, "cannot be read as a witness pack"),
     ("verify t t", 1, "cannot be read as a witness pack"),
     ("verify t page.pt --chunk 0", 2, "from 1 to 10000"),

@@ -101,7 +101,7 @@ def load(
 
 def spelled(name: str) -> str:
     """One name for a folder, however it was typed: "photos" for "photos/"."""
-    return name if name in DATASETS else os.path.normpath(name)
+    return os.path.normpath(name) if name not in DATASETS and Path(name).is_dir() else name
 
 
 class Loader:
