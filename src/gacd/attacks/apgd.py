@@ -200,6 +200,7 @@ def runner_up(logits: Tensor | None, y: Tensor, number: Tensor, classes: int) ->
 
 
 def image_wise(row: Tensor) -> Tensor:
+    """A number a row (B,) as it goes with images, (B,1,1,1)."""
     return row.view(-1, 1, 1, 1)
 
 
