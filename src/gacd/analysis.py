@@ -245,8 +245,8 @@ def paired(t: Seen, s: Seen, y: Tensor) -> Pairs:
 
 def described(net: Network) -> dict[str, Any]:
     model = net.opened.model
-    name = getattr(model, "name", type(model).__name__)
-    return dict(source=net.source, weights=net.opened.weights, sha256=checkpoint.digest(model), model=name)
+    about = dict(source=net.source, weights=net.opened.weights, model=results.named(model))
+    return about | dict(sha256=checkpoint.digest(model))
 
 
 def share(mask: Tensor) -> float:
