@@ -61,6 +61,39 @@ def test_quick_audits_do_not_take_back_what_full_ones_found(run, find, capsys):
     assert "cross-entropy" not in capsys.readouterr().out
 
 
+def test_quick_audits_leave_what_full_ones_trusted(run, find, monkeypatch):
+    find("passed")
+    assert main([*ARGV, "--audits", "full"]) == 0
+    assert main(ARGV) == 0
+    assert verdicts(run) == {("TRUSTED", "full")}
+    monkeypatch.setattr("gacd.results._commit", lambda: "another")
+    assert main(ARGV) == 0
+    assert verdicts(run) == {("TRUSTED", "quick")}
+
+
+def test_what_was_trusted_is_suspect_after_invalid_until_evaluated_anew(run, find, capsys):
+    for seed, outcome in enumerate(["passed", "suspect"]):
+        find(outcome)
+        main([*ARGV, "--seed", str(seed), "--audits", "full"])
+    main([*ARGV, "--eps", "0.2", "--witnesses", "0"])
+    find("invalid", FAILED)
+    assert main(ARGV) == 4
+    find("invalid")
+    assert main(ARGV) == 4
+    said = capsys.readouterr().out
+    assert said.count("SUSPECT now") == 1 and "SUSPECT now: 3 entries of t/results.json" in said
+    rows = [row for row in json.loads((run / "results.json").read_text())["results"] if "verdict" in row]
+    found = {(row["seed"], row["eps"], row["audits"], *row["doubts"]) for row in rows}
+    assert {row["verdict"] for row in rows} == {"SUSPECT"}
+    assert found == {
+        (0, "8/255", "quick", "invalid: black box: 9 images"),
+        (1, "8/255", "full", "suspect: black box: 9 images"),
+        (0, "0.2", "quick", "suspect: black box: 9 images"),
+    }
+    find("passed")
+    assert main(ARGV) == 0
+
+
 @pytest.mark.parametrize(("says", "kept"), [(f"{FAILED}, a full memory", True), ("the gradient is reversed", False)])
 def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, find, says, kept):
     """And no other: who mends a broken network asks anew."""
@@ -133,8 +166,11 @@ def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(run, monkeypatc
         Path("nets_of_mine").mkdir(exist_ok=True)
         Path(f"nets_of_mine/{name}.py").write_text(NETS.replace("BROKEN", broken))
         seen.add(_code_of(checkpoint.load(f"nets_of_mine.{name}:Net")))
-    assert len(seen) == 2 and None not in seen
-    assert _code_of(checkpoint.load(str(run))) is None
+    own = _code_of(checkpoint.load(str(run)))
+    assert len(seen | {own}) == 3
+    (run.parent / "attack.py").write_text("")
+    monkeypatch.setattr("gacd.assess.__file__", str(run.parent / "assess.py"))
+    assert _code_of(checkpoint.load(str(run))) != own
 
 
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):

@@ -1,5 +1,6 @@
 """What does not fit together is told in one line before anything is lost; and numbers are shown for what they are."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from gacd.prepare import check_teacher, student
 from gacd.recipe import expand
 from gacd.records import Measured, Run
 from gacd.reproduce import Line, beside
-from gacd.runs import config
+from gacd.runs import config, ended, story
 from gacd.sections import Section
 
 QUICK = ["--data", "digits", "--model", "resnet8-x0.25", "--precision", "32"]
@@ -85,6 +86,27 @@ def test_an_option_needs_a_type():
 
     with pytest.raises(UsageError, match=r"an option needs a type: .*untyped: scale"):
         Parser("gacd", "").add(untyped)
+
+
+def test_an_option_of_one_s_own_method_has_a_name_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("epochs", "config"):
+        Path("mine.py").write_text(f"""from gacd.methods.standard import Standard
+class Mine(Standard):
+    def __init__(self, student, *, {name}: int = 1):
+        super().__init__(student)
+""")
+        assert main(["train", "./mine.py", *QUICK, "--out", "run"]) == 2
+        assert (
+            f"two options have one name: gacd train ./mine.py: {name} (rename the method's)" in capsys.readouterr().err
+        )
+
+
+def test_a_training_took_as_long_as_its_resumes_together(tmp_path):
+    rows = [(None, 0.1), (5, 4), (10, 5), (None, 0.1), (15, 7), (None, 0.0), (20, 9)]
+    (tmp_path / "timing.jsonl").write_text("".join(f'{{"step": {json.dumps(s)}, "seconds": {t}}}\n' for s, t in rows))
+    ended(tmp_path)
+    assert story(tmp_path)["seconds"] == round(4.9 + 6.9 + 9)
 
 
 def test_options_that_would_do_nothing_and_files_that_say_nothing(tmp_path, capsys):

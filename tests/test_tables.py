@@ -91,6 +91,13 @@ def test_csv_is_quoted_and_nothing_begins_like_a_formula():
         assert not row["run"].lstrip().startswith(("=", "+", "-", "@"))
 
 
+def test_csv_has_what_is_noted_beside_numbers():
+    columns = [Column("run"), Column("pgd20", True), Column("worst", True)]
+    cells = [[Cell("a", note="words"), Cell("1", (1,), note="of 2"), Cell("2", (2,), note="unverified")]]
+    text = csv(Table("A", columns, [*cells, [Cell("b"), Cell("1", (1,)), Cell("2", (2,))]]))
+    assert text == "run,pgd20,worst,notes\na words,1,2,pgd20 of 2; worst unverified\nb,1,2,\n"
+
+
 def test_csv_of_several_tables_has_one_head():
     other = Table("=B", [Column("run"), Column("eps", True)], [[Cell("b"), Cell("8/255", (8 / 255,))]])
     rows = list(csv_.DictReader(io.StringIO(csv(table("a", title="A"), other))))

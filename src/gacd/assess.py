@@ -27,6 +27,7 @@ from gacd.errors import InputError, Invalid, NotFinite, Suspect, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Journal
+from gacd.parser import exact
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
 from gacd.tables import clean
@@ -136,8 +137,7 @@ def evaluate(
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen + ", compiled" * compile)
     code = results.provenance(fabric.device)
     keep = max(witnesses, MOST)
-    known = dict(attacks=attacks, device=fabric.device.type, commit=code["commit"], versions=code["versions"])
-    known |= dict(keep=keep, code=_code_of(model))
+    known = dict(attacks=attacks, device=fabric.device.type, versions=code["versions"], keep=keep, code=_code_of(model))
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=results.named(model), device=fabric.device.type)
@@ -207,6 +207,10 @@ def evaluate(
                             witness.write(packs[-1], kept, result, beaten, **told)
                         if where:
                             results.add(where, new, model)
+                    elif where and journal.settled:
+                        same = dict(sha256=origin["sha256"], data=images.name, norm=norm, eps=exact(radius))
+                        if count := results.doubt(where, found[-1], same):
+                            say.print(f"SUSPECT now: {count} entries of {where / 'results.json'}", markup=False)
     if not first:
         return
     if rows:
@@ -222,11 +226,13 @@ def evaluate(
     _conclude(found, eps, say, audits)
 
 
-def _code_of(model: torch.nn.Module) -> str | None:
-    """SHA-256 of the file that defines a foreign network: verdicts of a stopped evaluation are not another code's."""
-    path = getattr(sys.modules.get(type(model).__module__), "__file__", None)
-    own = type(model).__module__.partition(".")[0] == "gacd"
-    return None if own or path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _code_of(model: torch.nn.Module) -> str:
+    """SHA-256 of ours and of the network's: verdicts of a stopped evaluation are not another code's."""
+    h = hashlib.sha256()
+    defined = getattr(sys.modules.get(type(model).__module__), "__file__", None)
+    for path in [*sorted(Path(__file__).parent.rglob("*.py")), *([Path(defined)] if defined else [])]:
+        h.update(path.read_bytes())
+    return h.hexdigest()
 
 
 @contextmanager

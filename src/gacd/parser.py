@@ -57,6 +57,8 @@ class Parser:
                 continue
             if name not in hints:
                 raise UsageError("an option needs a type", f"{function.__qualname__}: {name}", "such as float")
+            if any(name in names for names in self.groups.values()) or name in ("config", "help", "print_config"):
+                raise UsageError("two options have one name", f"{self.parser.prog}: {name}", "rename the method's")
             required = parameter.default is parameter.empty
             text = " ".join((help_of.get(name) or "").split()).replace("%", "%%")
             options: dict[str, Any] = dict(type=_type(hints[name]), help=text)

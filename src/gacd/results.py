@@ -69,15 +69,32 @@ def fingerprint(split: Split) -> str:
 
 
 def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> None:
-    """Merges entries into run/results.json, in the place of equal ones."""
+    """Merges entries into run/results.json, in the place of equal ones; what full audits trusted stays so."""
     with checkpoint.owned(run, ".results.lock"):
-        path = run / "results.json"
-        old = read(run)["results"] if path.exists() else []
+        old = read(run)["results"] if (run / "results.json").exists() else []
+        full = [_number(row) for row in old if (row.get("verdict"), row.get("audits")) == ("TRUSTED", "full")]
+        new = [row | {"audits": "full"} if _number(row) in full else row for row in new]
         data = {_key(row): row.get("data_sha256") for row in new}
         rows = [row for row in old if row.get("data_sha256", data.get(_key(row))) != data.get(_key(row), ...)] + new
         size = sum(p.numel() for p in model.parameters())
-        payload = dict(format=1, model=named(model), parameters=size, results=rows)
-        checkpoint.replace(path, (json.dumps(payload, indent=1) + "\n").encode())
+        _write(run, dict(format=1, model=named(model), parameters=size, results=rows))
+
+
+def doubt(run: Path, audit: Audit, same: dict[str, str]) -> int:
+    """After INVALID: what was TRUSTED before of the same weights, data and threat is SUSPECT until evaluated anew.
+
+    Returns:
+        How many entries of run/results.json.
+    """
+    if not (run / "results.json").exists():
+        return 0
+    with checkpoint.owned(run, ".results.lock"):
+        content, trusted = read(run), same | {"verdict": "TRUSTED"}
+        rows = [row for row in content["results"] if trusted.items() <= row.items()]
+        for row in rows:
+            row.update(verdict="SUSPECT", audits="quick", doubts=list(map(str, audit.troubles)))
+        _write(run, content)
+    return len(rows)
 
 
 def doubted(run: Path, new: list[dict[str, Any]]) -> list[str]:
@@ -100,6 +117,10 @@ def read(run: Path) -> dict[str, Any]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError("not evaluated: damaged", path)
     return content
+
+
+def _write(run: Path, content: dict[str, Any]) -> None:
+    checkpoint.replace(run / "results.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -134,3 +155,8 @@ def _commit() -> str | None:
 
 def _key(row: dict[str, Any]) -> str:
     return json.dumps([row.get(name) for name in SAME])
+
+
+def _number(row: dict[str, Any]) -> str:
+    """What makes a number and its verdict the very same ones, found by the same code."""
+    return json.dumps([row.get(name) for name in (*SAME, "data_sha256", "commit", "versions", "correct", "verdict")])

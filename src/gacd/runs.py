@@ -1,5 +1,6 @@
 """A run directory: what training keeps on disk, who may write there, and how a run comes back."""
 
+import itertools
 import json
 import os
 import signal
@@ -32,7 +33,7 @@ class Run:
         self.logged = 0  # bytes of metrics.jsonl that belong to the newest checkpoint
         self.best: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
-        self.saved, self.began = time.monotonic(), time.time()
+        self.saved = self.began = time.monotonic()
         self.writes = ranks.rank() == 0
 
     @property
@@ -71,6 +72,7 @@ class Run:
             if kept < self.logged:
                 print(f"gacd: warning: {self.out / 'metrics.jsonl'} lost its first rows", file=sys.stderr)
             self.metrics.truncate(min(self.logged, kept))
+            self._tick()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -81,8 +83,12 @@ class Run:
         if self.writes:
             self.metrics.write((json.dumps(row) + "\n").encode())
             self.metrics.flush()
-            with open(self.out / "timing.jsonl", "a") as file:
-                file.write(json.dumps(dict(step=row["step"], seconds=round(time.time() - self.began, 3))) + "\n")
+            self._tick(step=row["step"])
+
+    def _tick(self, step: float | None = None) -> None:
+        """A row of timing.jsonl: seconds since the start or resume, whose own row has no step."""
+        with open(self.out / "timing.jsonl", "a") as file:
+            file.write(json.dumps(dict(step=step, seconds=round(time.monotonic() - self.began, 3))) + "\n")
 
     def validated(self, step: int, epoch: int, row: dict[str, float]) -> None:
         """Logs a validation, and keeps the weights if they are the best so far (without validation: the newest)."""
@@ -203,8 +209,7 @@ def ended(out: Path) -> None:
         rows = [json.loads(line)["seconds"] for line in (out / "timing.jsonl").read_text().splitlines()]
     except (OSError, ValueError, KeyError):  # times are worth no failure
         rows = []
-    # The clock starts anew with each resume.
-    seconds = sum(b - a if b >= a else b for a, b in zip([0.0, *rows], rows, strict=False))
+    seconds = sum(max(b - a, 0) for a, b in itertools.pairwise(rows))  # falls are resumes
     _tell(out, story(out) | dict(seconds=round(seconds)))
 
 

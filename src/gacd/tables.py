@@ -137,18 +137,17 @@ def latex(table: Table) -> str:
 
 
 def csv(*tables: Table) -> str:
-    """Comma-separated values in full precision; several tables share one head, and a first column has their titles."""
-    head = list(dict.fromkeys(name for table in tables for column in table.columns for name in _names(column)))
+    """Comma-separated values in full precision, and in a last column what is noted beside numbers.
+
+    Several tables share one head, and a first column has their titles.
+    """
+    head = [name for table in tables for column in table.columns for name in _names(column)]
+    rows = [{"table": _csv(table.title)} | _fields(table, row) for table in tables for row in table.rows]
+    head = list(dict.fromkeys(["table"] * (len(tables) > 1) + head + ["notes"] * any("notes" in row for row in rows)))
     text = io.StringIO()
     writer = csv_.writer(text, lineterminator="\n")
-    writer.writerow(map(_csv, ["table", *head] if len(tables) > 1 else head))
-    for table in tables:
-        for row in table.rows:
-            fields: dict[str, str] = {}
-            for column, cell in zip(table.columns, row, strict=True):
-                fields |= zip(_names(column), _values(column, cell), strict=False)
-            titled = [_csv(table.title)] if len(tables) > 1 else []
-            writer.writerow([*titled, *(fields.get(name, "") for name in head)])
+    writer.writerow(map(_csv, head))
+    writer.writerows([row.get(name, "") for name in head] for row in rows)
     return text.getvalue()
 
 
@@ -179,6 +178,15 @@ def clean(text: str) -> str:
 
 def _names(column: Column) -> list[str]:
     return [f"{column.name} {part}".strip() for part in column.parts] or [column.name]
+
+
+def _fields(table: Table, row: Sequence[Cell]) -> dict[str, str]:
+    """What CSV has of a row, by the names in its head."""
+    fields: dict[str, str] = {}
+    for column, cell in zip(table.columns, row, strict=True):
+        fields |= zip(_names(column), _values(column, cell), strict=False)
+    noted = [(column, cell) for column, cell in zip(table.columns, row, strict=True) if column.number and cell.note]
+    return fields | ({"notes": "; ".join(f"{column.name} {cell.note}" for column, cell in noted)} if noted else {})
 
 
 def _values(column: Column, cell: Cell) -> list[str]:
