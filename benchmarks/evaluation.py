@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
 from functools import cache, partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -32,7 +31,7 @@ from gacd.attacks.official import Official
 from gacd.attacks.search import PGD, ask, begin
 from gacd.cost import Operations
 from gacd.datasets import Split
-from gacd.device import fast_bfloat16, keep_freed_memory
+from gacd.device import exactly, fast_bfloat16, keep_freed_memory
 from gacd.evaluation import evaluate
 from gacd.models import build
 from gacd.models.folding import attackable
@@ -198,11 +197,6 @@ def precisions(device: str) -> dict[str, tuple[torch.dtype, bool]]:
 
 def searching(device: str, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device, dtype, enabled=dtype != torch.float32)
-
-
-def exactly() -> AbstractContextManager:
-    """As `device.exact_on_cuda` has it under the command."""
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def batches(model: nn.Module, split: Split, attack: Callable[..., Tensor], options: argparse.Namespace) -> Tensor:

@@ -13,7 +13,7 @@ from gacd.assess import _code_of
 from gacd.audit import FAILED, Audit, Finding
 from gacd.cli import main
 
-ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd2", "--precision", "32"]
+ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd4", "--precision", "32"]
 
 
 @pytest.fixture
@@ -63,32 +63,33 @@ def test_quick_audits_do_not_take_back_what_full_ones_found(run, find, capsys):
 
 def test_quick_audits_leave_what_full_ones_trusted(run, find, monkeypatch):
     find("passed")
-    assert main([*ARGV, "--audits", "full"]) == 0
-    assert main(ARGV) == 0
-    assert verdicts(run) == {("TRUSTED", "full")}
-    monkeypatch.setattr("gacd.results._commit", lambda: "another")
-    assert main(ARGV) == 0
-    assert verdicts(run) == {("TRUSTED", "quick")}
+    for commit, audits in (("abc", "full"), ("def", "quick"), ("abc+", "quick"), (None, "quick")):  # "+": edited since
+        monkeypatch.setattr("gacd.results._commit", lambda commit=commit: commit)
+        assert main([*ARGV, "--audits", "full"]) == 0
+        monkeypatch.setattr("gacd.results._commit", lambda commit=commit: "def2" if commit == "def" else commit)
+        assert main(ARGV) == 0
+        assert verdicts(run) == {("TRUSTED", audits)}
 
 
 def test_what_was_trusted_is_suspect_after_invalid_until_evaluated_anew(run, find, capsys):
     for seed, outcome in enumerate(["passed", "suspect"]):
         find(outcome)
         main([*ARGV, "--seed", str(seed), "--audits", "full"])
+    find("passed")
     main([*ARGV, "--eps", "0.2", "--witnesses", "0"])
     find("invalid", FAILED)
     assert main(ARGV) == 4
     find("invalid")
     assert main(ARGV) == 4
     said = capsys.readouterr().out
-    assert said.count("SUSPECT now") == 1 and "SUSPECT now: 3 entries of t/results.json" in said
+    assert said.count("SUSPECT now") == 1 and "SUSPECT now: 6 entries of t/results.json" in said
     rows = [row for row in json.loads((run / "results.json").read_text())["results"] if "verdict" in row]
     found = {(row["seed"], row["eps"], row["audits"], *row["doubts"]) for row in rows}
     assert {row["verdict"] for row in rows} == {"SUSPECT"}
     assert found == {
         (0, "8/255", "quick", "invalid: black box: 9 images"),
         (1, "8/255", "full", "suspect: black box: 9 images"),
-        (0, "0.2", "quick", "suspect: black box: 9 images"),
+        (0, "0.2", "quick", "invalid: black box: 9 images"),
     }
     find("passed")
     assert main(ARGV) == 0
@@ -105,6 +106,22 @@ def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, fi
     assert main(ARGV) == 0
     assert not list(run.glob(".evaluation-*"))
     assert len(json.loads((run / "results.json").read_text())["results"]) == 4
+
+
+def test_an_attack_that_others_beside_it_beat_by_far_is_suspect_in_its_own_entry(run, find, capsys):
+    """Whether its loss is blinded, as cross-entropy's by large logits, or its steps are too few."""
+    argv = ["evaluate", "t", "--n", "60", "--precision", "32", "--eps", "0.1", "--attacks", "fgsm"]
+    find("passed")
+    for audits in ("full", "quick"):
+        assert main([*argv, "margin1", "margin20", "pgd2", "--audits", audits]) == 0
+        rows = {row["attack"]: row for row in json.loads((run / "results.json").read_text())["results"]}
+        more = rows["pgd2"]["correct"] - rows["worst"]["correct"]
+        assert more > 10 and rows["margin20"]["correct"] == rows["worst"]["correct"]
+        doubt = f"suspect: beside other attacks: they beat {more} more of 60 images (count the worst case)"
+        assert (rows["pgd2"]["verdict"], rows["pgd2"]["doubts"]) == ("SUSPECT", [doubt])
+        for name in ("fgsm", "margin1", "margin20", "worst"):  # a single step is known to be weak
+            assert (rows[name]["verdict"], rows[name]["doubts"]) == ("TRUSTED", [])
+        assert f"pgd2 at eps 0.1 is SUSPECT: {doubt}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_classes_than_the_source_s_are_said(run, find, capsys):
@@ -147,6 +164,9 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.layer(x.mean(1).flatten(1))BROKEN
+
+def made():
+    return nn.Sequential(nn.Identity(), Net())
 """
 
 
@@ -165,12 +185,15 @@ def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(run, monkeypatc
     for name, broken in (("sound", ""), ("scaled", " * 2")):
         Path("nets_of_mine").mkdir(exist_ok=True)
         Path(f"nets_of_mine/{name}.py").write_text(NETS.replace("BROKEN", broken))
-        seen.add(_code_of(checkpoint.load(f"nets_of_mine.{name}:Net")))
-    own = _code_of(checkpoint.load(str(run)))
-    assert len(seen | {own}) == 3
-    (run.parent / "attack.py").write_text("")
+        for made in ("Net", "made"):  # a factory's network may be torch's own modules around its own
+            seen.add(_code_of(checkpoint.load(f"nets_of_mine.{name}:{made}"), f"nets_of_mine.{name}:{made}"))
+    own = _code_of(checkpoint.load(str(run)), "t")
+    assert len(seen | {own}) == 5
+    assert own == _code_of(checkpoint.load(str(run)), "t")
+    for name in ("assess.py", "attack.py"):
+        (run.parent / name).write_text("")
     monkeypatch.setattr("gacd.assess.__file__", str(run.parent / "assess.py"))
-    assert _code_of(checkpoint.load(str(run))) != own
+    assert _code_of(checkpoint.load(str(run)), "t") != own
 
 
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):

@@ -1,15 +1,26 @@
 """Which runs of an image stay in doubt after a search in low precision, and that these alone are made once more."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from test_local import exact
 from test_pool import ROUGHLY, Still, runs
+from torch import nn
 
 from gacd import noise
+from gacd.attacks.search import PGD
 from gacd.attacks.square import Square
 from gacd.judge import attacked
+
+
+class Functional(nn.Module):
+    """A function of images as a network."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
 
 
 class Told(Still):
@@ -77,14 +88,14 @@ def test_what_is_in_doubt_is_made_once_more_in_float32():
     """Two images, of which the second's label is the other pixel: it is beaten, and none of its runs is made again."""
     asked = []
 
-    def quick(z):
+    def flat(z):
         asked.append((torch.is_autocast_enabled("cpu"), [round(float(pixel), 3) for pixel in z[:, 0, 0, 1]]))
         return z.flatten(1)
 
     x, y = torch.full((2, 1, 1, 2), 0.5), torch.tensor([0, 1])
     result = attacked(
-        torch.nn.Flatten(),
-        quick,
+        Functional(flat),
+        Functional(flat),
         Told(-0.3, -0.002, -0.3),
         fetch=lambda where: (x[where], y[where], x[where].flatten(1)),
         which=torch.arange(2),
@@ -94,7 +105,9 @@ def test_what_is_in_doubt_is_made_once_more_in_float32():
     )
     judged = {i: still for where, right, _ in result for i, still in zip(where.tolist(), right.tolist(), strict=True)}
     assert judged == {0: True, 1: False}
-    assert [pixels for rough, pixels in asked if not rough] == [[0.498]] * 2
+    assert [len(pixels) for rough, pixels in asked if rough] == [6, 6]
+    judged_first, *again, judged_last = [pixels for rough, pixels in asked if not rough]
+    assert (len(judged_first), again, judged_last) == (6, [[0.498]] * 2, [0.498])
 
 
 @pytest.mark.parametrize("n", [5, 20, 41])
@@ -116,3 +129,21 @@ def test_every_image_is_judged_though_windows_have_twice_the_rows(n):
         judged += where.tolist()
         assert torch.equal(right, model(x_adv).argmax(1) == y[where])
     assert sorted(judged) == list(range(n))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_only_the_folded_network_is_beaten_the_network_itself_is_attacked(dtype):
+    """The quick one's margins are off by more than rounding: it gives up before the other is beaten."""
+
+    def network(shift):
+        return lambda z: torch.stack([torch.ones(len(z)), 1 + shift + z.float().mean((1, 2, 3)) - 0.51], 1)
+
+    x, y = torch.full((40, 1, 8, 8), 0.5), torch.zeros(40, dtype=torch.int64)
+    natural = network(0.0)(x)
+    options = dict(fetch=lambda rows: (x[rows], y[rows], natural[rows]), which=torch.arange(40), chunk=16, again=8)
+    search = PGD(eps=0.03, step_size=0.01, steps=6)
+    context = partial(torch.autocast, "cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
+    found = list(attacked(Functional(network(0.0)), Functional(network(0.02)), search, context=context, **options))
+    where, right, _ = (torch.cat(parts) for parts in zip(*found, strict=True))
+    assert sorted(where.tolist()) == list(range(40))
+    assert not right.any()

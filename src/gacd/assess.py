@@ -27,7 +27,6 @@ from gacd.errors import InputError, Invalid, NotFinite, Suspect, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Journal
-from gacd.parser import exact
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
 from gacd.tables import clean
@@ -137,7 +136,8 @@ def evaluate(
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen + ", compiled" * compile)
     code = results.provenance(fabric.device)
     keep = max(witnesses, MOST)
-    known = dict(attacks=attacks, device=fabric.device.type, versions=code["versions"], keep=keep, code=_code_of(model))
+    known = dict(attacks=attacks, device=fabric.device.type, versions=code["versions"], keep=keep)
+    known |= dict(code=_code_of(model, source))
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=results.named(model), device=fabric.device.type)
@@ -208,7 +208,7 @@ def evaluate(
                         if where:
                             results.add(where, new, model)
                     elif where and journal.settled:
-                        same = dict(sha256=origin["sha256"], data=images.name, norm=norm, eps=exact(radius))
+                        same = dict(sha256=origin["sha256"], data=images.name)
                         if count := results.doubt(where, found[-1], same):
                             say.print(f"SUSPECT now: {count} entries of {where / 'results.json'}", markup=False)
     if not first:
@@ -219,6 +219,9 @@ def evaluate(
             say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
         if all(map(CROSS_ENTROPY.fullmatch, attacks)):
             say.print("every attack here follows cross-entropy: margin20 beside it may find more; --audits full looks")
+        for row in rows:
+            if blind := [doubt for doubt in row.get("doubts", []) if results.BLIND in doubt]:
+                say.print(f"{row['attack']} at eps {row['eps']} is SUSPECT: {blind[0]}", markup=False)
         if where:
             say.print(f"written to {where / 'results.json'}", markup=False)
             for pack in packs:
@@ -226,11 +229,12 @@ def evaluate(
     _conclude(found, eps, say, audits)
 
 
-def _code_of(model: torch.nn.Module) -> str:
-    """SHA-256 of ours and of the network's: verdicts of a stopped evaluation are not another code's."""
+def _code_of(model: torch.nn.Module, source: str) -> str:
+    """SHA-256 of ours and of what makes the network: verdicts of a stopped evaluation are not another code's."""
+    names = {source.partition(":")[0], *(type(module).__module__ for module in model.modules())}
+    files = {getattr(sys.modules.get(name), "__file__", None) or __file__ for name in names}
     h = hashlib.sha256()
-    defined = getattr(sys.modules.get(type(model).__module__), "__file__", None)
-    for path in [*sorted(Path(__file__).parent.rglob("*.py")), *([Path(defined)] if defined else [])]:
+    for path in sorted({*Path(__file__).parent.rglob("*.py"), *map(Path, files)}):
         h.update(path.read_bytes())
     return h.hexdigest()
 

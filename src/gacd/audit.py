@@ -18,6 +18,7 @@ from gacd.audits import FULL, QUICK, Kind
 from gacd.audits.case import Case
 from gacd.audits.fresh import Fresh
 from gacd.audits.network import mode
+from gacd.device import exactly
 from gacd.errors import InputError
 from gacd.evaluation import rows_on
 
@@ -99,7 +100,7 @@ def audit(
     result = Audit()
     began = time.perf_counter()
     modes = [module.training for module in model.modules()]
-    with torch.enable_grad():
+    with torch.enable_grad(), exactly():
         for name, kind in (QUICK | (FULL if full else {})).items():
             result.findings.append(_finding(name, kind, case))
             done(name)

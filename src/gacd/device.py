@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -57,6 +58,13 @@ def fast_bfloat16(device: str) -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(probe and probe())
+
+
+def exactly() -> AbstractContextManager:
+    """Inside, convolutions on CUDA as after `exact_on_cuda`."""
+    return torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+    )
 
 
 def exact_on_cuda() -> None:

@@ -20,6 +20,7 @@ from gacd.attacks import check_threat
 from gacd.attacks.loop import evaluating
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.official import Official
+from gacd.device import exactly
 from gacd.errors import InputError
 from gacd.journal import Journal
 from gacd.judge import attacked, logits_of
@@ -85,7 +86,7 @@ def evaluate(
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
     _try(model, _pixels(x[:1], device))
-    with attackable(model, _pixels(x[:1], device), anew=True, compile=compile) as quick, torch.no_grad():
+    with attackable(model, _pixels(x[:1], device), anew=True, compile=compile) as quick, torch.no_grad(), exactly():
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
         logits = logits_of(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
         if int(y.max()) >= logits.shape[1]:

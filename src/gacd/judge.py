@@ -25,15 +25,15 @@ def attacked(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
 
-    Where only the search's precision saw an image beaten, or could not tell, the runs in doubt are made once more, in
-    float32, in chunks of `again`.
+    Where only the quick network in the search's precision saw an image beaten, or could not tell, the runs in doubt are
+    made once more, on the network itself in float32, in chunks of `again`.
     """
     only: dict[int, set[int]] | None = None
-    for precision, rows in ((context, chunk), (nullcontext, again)):
+    for network, precision, rows in ((quick, context, chunk), (model, nullcontext, again)):
         found: list[tuple[Tensor, Tensor]] = []
         doubts: list[set[int]] = []
         unsure: dict[int, set[int]] = {}
-        for block in chain(sweep(search, quick, fetch, which, rows, precision, only), [None]):
+        for block in chain(sweep(search, network, fetch, which, rows, precision, only), [None]):
             if block:
                 found.append(block[:2])
                 doubts += block[2]
@@ -42,7 +42,7 @@ def attacked(
                 found = [(where[rows:], x_adv[rows:])]
                 where, x_adv = where[:rows], x_adv[:rows].contiguous(memory_format=torch.channels_last)
                 right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
-                if precision is not nullcontext:
+                if only is None:
                     unsure |= {
                         image: runs
                         for image, runs, still in zip(where.tolist(), doubts, right.tolist(), strict=False)
