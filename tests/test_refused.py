@@ -1,6 +1,7 @@
 """What does not fit together is told in one line before anything is lost; and numbers are shown for what they are."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ class Mine(Standard):
         assert (
             f"two options have one name: gacd train ./mine.py: {name} (rename the method's)" in capsys.readouterr().err
         )
+
+
+def test_a_training_that_is_stopped_before_its_first_row_took_its_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", "standard", *QUICK, "--epochs", "1", "--out", "run"]
+    monkeypatch.setattr("gacd.runs.Stopping.agreed", lambda self, save: (save, signal.SIGTERM))
+    assert main(argv) == 143
+    rows = [json.loads(line) for line in Path("run/timing.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [None, 1] and rows[0]["seconds"] < rows[1]["seconds"]
 
 
 def test_a_training_took_as_long_as_its_resumes_together(tmp_path):

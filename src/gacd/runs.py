@@ -126,6 +126,7 @@ class Run:
                 os.fsync(self.metrics.fileno())  # the checkpoint promises its length
             folder = self.out / "checkpoints"
             checkpoint.write(folder / "last.pt", state, previous=folder / "previous.pt")
+            self._tick(step)
         self.saved = time.monotonic()
 
 
