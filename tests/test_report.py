@@ -267,3 +267,14 @@ def test_a_number_that_an_audit_doubts_says_so_in_every_form(tmp_path, monkeypat
         assert all(verdict in (tmp_path / f"all.{form}").read_text() for verdict in ("SUSPECT", "TRUSTED")), form
     claim = next(tmp_path.rglob("*claim*")).read_text()
     assert "an unverified upper bound, suspect: gradient: most are zero" in " ".join(claim.split())
+
+
+def test_an_attack_in_doubt_marks_its_own_number_not_the_worst_case(tmp_path, monkeypatch):
+    blind = entry("pgd20", 0.85, "8/255", verdict="SUSPECT", doubts=["suspect: beside other attacks: beat 40 more"])
+    rest = [entry(name, 0.45, "8/255", verdict="TRUSTED") for name in ("margin20", "worst")]
+    make(tmp_path, "a", [entry("natural", 0.9), blind, *rest])
+    monkeypatch.chdir(tmp_path)
+    main(["report", ".", "--formats", "md", "claim", "--out", "all"])
+    row = next(line for line in (tmp_path / "all.md").read_text().splitlines() if line.startswith("| a |"))
+    assert "| 85.0 unverified |" in row and "TRUSTED" in row and row.count("unverified") == 1, row
+    assert "unverified" not in (tmp_path / "all-claim.md").read_text()

@@ -75,7 +75,8 @@ def _caveats(section: Section, line: Line) -> list[str]:
         said.append(f"AutoAttack was not run, and RobustBench ranks by it.{bound}")
     elif line.worst and line.worst.accuracy < line.attacks[OFFICIAL].accuracy:
         said.append(f"Other attacks found more than AutoAttack: {_share(line.worst)} withstood all of them.")
-    doubts = {str(doubt) for m in line.attacks.values() if m.suspect for doubt in m.row.get("doubts") or ["no reason"]}
+    claimed = [m for m in (line.attacks.get(OFFICIAL), line.worst) if m and m.suspect]
+    doubts = {str(doubt) for m in claimed for doubt in m.row.get("doubts") or ["no reason"]}
     said += [f"The robust accuracy is an unverified upper bound, {doubt}." for doubt in sorted(doubts)]
     if section.threat is None or (section.data, *section.threat) not in BOARDS:
         boards = "CIFAR-10 (Linf 8/255, L2 0.5) and CIFAR-100 (Linf 8/255)"

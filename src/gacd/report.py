@@ -127,8 +127,9 @@ def accuracies(section: Section) -> Table:
         note = " ".join(f"{word} {_last(source)}" for word, source in sources.items() if source)
         method = Cell(str(run.options.get("method") or MISSING), note=note)
         size = Cell(f"{run.parameters:,}", (float(run.parameters),)) if run.parameters else Cell(MISSING)
-        shares = [_share(m) for m in (line.natural, *map(line.attacks.get, section.attacks), line.worst)]
-        found = [_interval(line.worst), _plain(line.n), _verdict(list(line.attacks.values()))]
+        doubted = bool(line.worst and line.worst.suspect)  # then the last column says so, of all
+        shares = [_share(m, doubted) for m in (line.natural, *map(line.attacks.get, section.attacks), line.worst)]
+        found = [_interval(line.worst), _plain(line.n), _verdict(line)]
         found += [tables.number(value) for value in (published or (None, None)) if known]
         rows.append([Cell(run.name), method, Cell(run.model), size, *shares, *found])
     differ = len({line.n for line in section.lines}) > 1
@@ -136,7 +137,7 @@ def accuracies(section: Section) -> Table:
     if known:
         note += " Paper: what the GACD paper reports for these networks, method and data, whatever the schedule."
     if any(m.suspect for line in section.lines for m in line.attacks.values()):
-        note += " SUSPECT is an unverified upper bound: results.json says why."
+        note += " SUSPECT is an unverified upper bound: results.json says why. Audits: of the worst case."
     return Table(section.title, columns, tables.best(rows, columns=(4, worst)), note)
 
 
@@ -234,14 +235,16 @@ def _text(runs: list[Run], form: str) -> str:
     return "% needs \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, made))
 
 
-def _share(m: Measured | None) -> Cell:
-    return Cell(percent(m.accuracy, m.n), (100 * m.accuracy,)) if m else Cell(MISSING)
+def _share(m: Measured | None, doubted: bool = False) -> Cell:
+    if m is None:
+        return Cell(MISSING)
+    return Cell(percent(m.accuracy, m.n), (100 * m.accuracy,), note="unverified" * (m.suspect and not doubted))
 
 
-def _verdict(attacked: Sequence[Measured]) -> Cell:
-    """The worst of the audits' verdicts; missing where one attack's number has none."""
-    verdicts = {str(m.row.get("verdict") or MISSING) for m in attacked}
-    return Cell(next((v for v in ("SUSPECT", MISSING) if v in verdicts), "TRUSTED" if attacked else MISSING))
+def _verdict(line: Line) -> Cell:
+    """The audits' verdict on the worst case; missing where one attack's number has none."""
+    verdicts = [m.row.get("verdict") for m in (*line.attacks.values(), line.worst) if m]
+    return Cell(str(verdicts[-1]) if verdicts and all(verdicts) else MISSING)
 
 
 def _interval(m: Measured | None) -> Cell:
