@@ -74,6 +74,21 @@ def duplicate(about, tensors, draw):
     tensors["positions"][row] = tensors["positions"][row - 1]
 
 
+def picked(about, tensors, draw):
+    """The survivors alone, or the beaten ones, with all numbers to match."""
+    beaten = torch.isin(torch.arange(60), tensors["beaten"])
+    kept = (beaten if draw(2) else ~beaten).nonzero()[:, 0]
+    for name in ("images", "labels", "positions"):
+        tensors[name] = tensors[name][kept]
+    tensors["right"] = tensors["right"][:, kept]
+    for name in ("witnesses", "found_by"):
+        tensors[name] = tensors[name] if beaten[kept[0]] else tensors[name][:0]
+    tensors["beaten"] = torch.arange(len(tensors["found_by"]))
+    pack = witness.Pack(about, tensors)
+    about |= dict(n=len(kept), correct=pack.counts)
+    about |= dict(accuracy={name: n / len(kept) for name, n in pack.counts.items()})
+
+
 def out_of_the_ball(about, tensors, draw):
     row = draw(len(tensors["beaten"]))
     x = data.pixels(tensors["images"])[tensors["beaten"][row]]
@@ -213,4 +228,4 @@ FILES = {flipped: 20, truncated: 10, lengthened: 2, bare: 2, other_content: 3}
 CONTENTS = {label: 5, label_outside: 3, label_and_fingerprint: 4, pixel_and_fingerprint: 3, position: 4, duplicate: 4}
 CONTENTS |= {out_of_the_ball: 8, out_of_the_box: 4, not_a_number: 4, radius: 4, radius_everywhere: 4, norm: 3}
 CONTENTS |= {natural_for_witness: 6, no_witness: 3, accuracy: 4, count: 3, verdict_natural: 3, verdict: 3, found_by: 3}
-CONTENTS |= {digest: 2, dtype: 5, shape: 6, tensor_names: 4, missing: 6, hostile: 17}
+CONTENTS |= {picked: 4, digest: 2, dtype: 5, shape: 6, tensor_names: 4, missing: 6, hostile: 17}

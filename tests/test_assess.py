@@ -9,9 +9,9 @@ from students import network, save
 from test_witness import packs
 
 from gacd import checkpoint, data, models, witness
-from gacd.assess import _code_of
 from gacd.audit import FAILED, Audit, Finding
 from gacd.cli import main
+from gacd.journal import code_of
 
 ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd4", "--precision", "32"]
 
@@ -95,6 +95,17 @@ def test_what_was_trusted_is_suspect_after_invalid_until_evaluated_anew(run, fin
     assert main(ARGV) == 0
 
 
+@pytest.mark.parametrize("radii", [("0.1", "0.2"), ("0.2", "0.1")])
+def test_invalid_at_one_radius_makes_all_suspect(run, monkeypatch, radii):
+    def audits_find(*_, eps, **__):
+        return Audit([Finding("black box", "invalid" if eps == 0.2 else "passed", "9 images")])
+
+    monkeypatch.setattr("gacd.assess.audit", audits_find)
+    assert main([*ARGV, "--eps", *radii]) == 4
+    rows = [row for row in json.loads((run / "results.json").read_text())["results"] if "verdict" in row]
+    assert {(row["eps"], row["verdict"]) for row in rows} == {("0.1", "SUSPECT")}
+
+
 @pytest.mark.parametrize(("says", "kept"), [(f"{FAILED}, a full memory", True), ("the gradient is reversed", False)])
 def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, find, says, kept):
     """And no other: who mends a broken network asks anew."""
@@ -124,6 +135,24 @@ def test_an_attack_that_others_beside_it_beat_by_far_is_suspect_in_its_own_entry
         assert f"pgd2 at eps 0.1 is SUSPECT: {doubt}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_it_is_so_whichever_was_evaluated_first(run, find):
+    argv = ["evaluate", "t", "--n", "60", "--precision", "32", "--eps", "0.1", "--attacks"]
+    find("passed")
+
+    def found():
+        rows = json.loads((run / "results.json").read_text())["results"]
+        return {row["attack"]: (row["verdict"], len(row["doubts"])) for row in rows if "verdict" in row}
+
+    main([*argv, "pgd2"])
+    assert found() == {"pgd2": ("TRUSTED", 0)}
+    main([*argv, "margin20"])
+    assert found() == {"pgd2": ("SUSPECT", 1), "margin20": ("TRUSTED", 0)}
+    main([*argv, "pgd2"])
+    assert found() == {"pgd2": ("SUSPECT", 1), "margin20": ("TRUSTED", 0)}
+    main([*argv[:3], "59", *argv[4:], "pgd2"])  # other images
+    assert found()["pgd2"] == ("TRUSTED", 0)
+
+
 def test_other_classes_than_the_source_s_are_said(run, find, capsys):
     find("passed")
     best = run / "checkpoints/best.pt"
@@ -139,6 +168,27 @@ def test_each_radius_and_attack_counts_once_and_exactly(run, find):
     assert main([*ARGV[:-2], "fgsm", "--eps", "0.1234561", "0.1234562", "0.1234561", *ARGV[-2:]]) == 0
     rows = json.loads((run / "results.json").read_text())["results"]
     assert sorted(row["eps"] for row in rows if row["attack"] == "fgsm") == ["0.1234561", "0.1234562"]
+    assert {row["step_size"] for row in rows if row["attack"] == "pgd4"} == {"0.030864025", "0.03086405"}
+
+
+def test_numbers_of_earlier_versions_are_replaced(run, find):
+    """They wrote steps with six digits, and other numbers of them."""
+    find("passed")
+    argv = [*ARGV[:3], "60", "--attacks", "pgd4", "square5", "--eps", "0.1234571", "--precision", "32"]
+    assert main(argv) == 0
+    content = json.loads((run / "results.json").read_text())
+    for row in content["results"][1:3]:
+        row |= dict(step_size="0.0308643") if row["attack"] == "pgd4" else dict(steps=7)
+    (run / "results.json").write_text(json.dumps(content))
+    assert main(argv) == 0
+    assert len(json.loads((run / "results.json").read_text())["results"]) == 4
+
+
+def test_audits_that_were_not_carried_out_are_in_the_entries(run, find):
+    find("skipped")
+    assert main(ARGV) == 0
+    rows = json.loads((run / "results.json").read_text())["results"]
+    assert [row.get("skipped") for row in rows] == [None, *[["black box"]] * 3]
 
 
 def test_a_teacher_is_refused_where_it_cannot_be_used(run, find, capsys):
@@ -186,14 +236,19 @@ def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(run, monkeypatc
         Path("nets_of_mine").mkdir(exist_ok=True)
         Path(f"nets_of_mine/{name}.py").write_text(NETS.replace("BROKEN", broken))
         for made in ("Net", "made"):  # a factory's network may be torch's own modules around its own
-            seen.add(_code_of(checkpoint.load(f"nets_of_mine.{name}:{made}"), f"nets_of_mine.{name}:{made}"))
-    own = _code_of(checkpoint.load(str(run)), "t")
-    assert len(seen | {own}) == 5
-    assert own == _code_of(checkpoint.load(str(run)), "t")
+            seen.add(code_of(checkpoint.load(f"nets_of_mine.{name}:{made}"), f"nets_of_mine.{name}:{made}"))
+    helped = NETS.replace("import torch\n", "import torch\n\nfrom nets_of_mine.helper import g\n", 1)
+    Path("nets_of_mine/whole.py").write_text(helped.replace("BROKEN", " * g()"))
+    for number in "23":
+        Path("nets_of_mine/helper.py").write_text(f"def g():\n    return {number}\n")
+        seen.add(code_of(checkpoint.load("nets_of_mine.whole:Net"), "nets_of_mine.whole:Net"))
+    own = code_of(checkpoint.load(str(run)), "t")
+    assert len(seen | {own}) == 7
+    assert own == code_of(checkpoint.load(str(run)), "t")
     for name in ("assess.py", "attack.py"):
         (run.parent / name).write_text("")
-    monkeypatch.setattr("gacd.assess.__file__", str(run.parent / "assess.py"))
-    assert _code_of(checkpoint.load(str(run)), "t") != own
+    monkeypatch.setattr("gacd.journal.__file__", str(run.parent / "assess.py"))
+    assert code_of(checkpoint.load(str(run)), "t") != own
 
 
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):

@@ -218,6 +218,13 @@ def test_the_worst_finding_is_the_verdict():
     assert [str(f) for f in result.troubles] == ["invalid: b: y (z)", "suspect: a: x"]
 
 
+def test_a_single_step_is_no_measure_of_robustness(sound, images):
+    x, y = images
+    for names, outcome in ((["natural"], "skipped"), (["natural", "fgsm"], "suspect")):
+        result = audit(sound, x, y, eps=0.01, correct=dict.fromkeys(names, sound(x).argmax(1) == y))
+        assert finding(result, "one step").outcome == outcome
+
+
 def test_what_is_missing_is_said(sound, images):
     x, y = images
     with pytest.raises(InputError, match="natural"):

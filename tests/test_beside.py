@@ -2,7 +2,7 @@
 
 import json
 
-from pages import entry
+from pages import entry, make
 
 from gacd.recipe import Row
 from gacd.records import Measured
@@ -43,6 +43,15 @@ def test_means_and_spreads_stand_beside_the_paper_s():
     ours = ["55.00 ± 7.07", "20.00 ± 0.00", "2", "105"]
     assert [cell.text for cell in table.rows[0]] == ["ARD", *ours, "79.49", "51.21"]
     assert [cell.text for cell in table.rows[1]] == ["KD", "–", "–", "–", "–", "–", "–"]
+
+
+def test_a_mean_is_of_runs_on_the_same_images(tmp_path):
+    shares = [(0.3, {}), (0.5, dict(n=100)), (0.32, {}), (0.9, dict(data="stl10"))]
+    for i, (share, of) in enumerate(shares):
+        make(tmp_path, f"a-{i}", [entry("natural", 0.8, **of), entry("pgd20", share, "8/255", **of)])
+    (line,) = lines_of([Row("claim", "ARD", [tmp_path / f"a-{i}" for i in range(4)])])
+    cells = beside("claim", [line]).rows[0]
+    assert [cell.whole for cell in cells[1:4]] == ["80.00 ± 0.00", "31.00 ± 1.41", "2 of 4 on the same images"]
 
 
 def test_a_number_that_an_audit_doubts_says_so():

@@ -15,7 +15,7 @@ import torch
 from students import network, save
 from torch import nn
 
-from gacd import checkpoint, data, methods
+from gacd import checkpoint, data, locks, methods
 from gacd.cli import main
 from gacd.device import launch
 from gacd.errors import InputError
@@ -143,11 +143,11 @@ def test_where_one_process_cannot_go_on_the_others_leave_with_its_exit_code(tmp_
     (journal,) = (tmp_path / "out").glob(".evaluation-*")
     for verdicts in journal.glob("*.pt"):
         verdicts.unlink()
-    with checkpoint.owned(journal):
+    with locks.owned(journal):
         assert in_processes(2, command, *line.split()) == [75, 75]
     assert [path.name for path in journal.iterdir()] == [".lock"]
     train = "train pgdat --data digits --model resnet8-x0.25 --steps 1 --epochs 1 --out"
-    with checkpoint.owned(tmp_path / "new"):
+    with locks.owned(tmp_path / "new"):
         assert in_processes(2, command, *train.split(), str(tmp_path / "new")) == [75, 75]
 
 

@@ -5,8 +5,12 @@ import math
 import pytest
 import torch
 from test_evaluation import Linear, images
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from gacd import noise
+from gacd.attacks import fgsm, maximize, pgd
+from gacd.audit import audit
 from gacd.data import Dataset
 from gacd.datasets import Split
 from gacd.errors import InputError
@@ -77,3 +81,36 @@ def test_what_is_no_classifier_of_these_images_is_refused(network, says):
 
     with pytest.raises(InputError, match=says):
         evaluate(Net(), (torch.rand(3, 1, 4, 4), torch.arange(3)))
+
+
+@pytest.mark.parametrize("precision", ["medium", "highest"])
+def test_what_the_caller_has_set_changes_no_verdict_and_stays(precision):
+    seen = set()
+
+    class Looking(nn.Module):
+        def forward(self, x):
+            seen.add((torch.is_autocast_enabled("cpu"), torch.get_float32_matmul_precision()))
+            return x.flatten(1)[:, :2]
+
+    x, y = noise.uniform(1, torch.arange(4), (1, 2, 2)), torch.tensor([0, 1, 0, 1])
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        with torch.autocast("cpu", torch.bfloat16):
+            evaluate(Looking(), (x, y), ["pgd2"])
+            audit(Looking().eval(), x, y)
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {(False, "highest")}
+
+
+def test_where_there_are_no_gradients_there_are_no_attacks():
+    x, y = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
+    with torch.inference_mode():
+        for attack in (evaluate, lambda model, data: pgd(model, *data), lambda model, data: fgsm(model, *data)):
+            with pytest.raises(InputError, match=r"attacks need gradients: torch.inference_mode\(\)"):
+                attack(nn.Flatten(), (x, y))
+        with pytest.raises(InputError, match="need gradients"):
+            maximize(x, lambda z: z.flatten(1).sum(1), eps=0.1, step_size=0.1, steps=1)

@@ -56,6 +56,26 @@ def test_these_are_folded(name):
         assert quick is not model
 
 
+def test_what_only_some_images_show_is_not_folded():
+    class Bright(nn.Module):
+        """Its batch norm is for dark images alone."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            made = self.conv(x)
+            bright = x.mean((1, 2, 3), keepdim=True) > 0.5
+            return torch.where(bright, made, self.norm(made)).mean((2, 3))
+
+    model, x = Bright().eval(), torch.cat([images() / 4, 1 - images() / 4])
+    with attackable(model, x) as quick:
+        assert quick is model
+    with attackable(model, images() / 4, anew=True) as quick:
+        assert quick is not model
+
+
 def test_an_activation_used_beside_its_batch_norm_is_not_folded():
     model = build("wrn-10-1")  # its first block adds what its first batch norm normalises
     with attackable(model, images()) as quick:

@@ -66,7 +66,12 @@ def test_a_headline_of_cross_entropy_alone_is_asked_about_the_margin_too(sound, 
 
 @pytest.mark.parametrize(
     ("names", "steps", "restarts"),
-    [(["pgd2"], 40, 2), (["pgd20", "margin100x5", "fgsm"], 200, 10), (["mine", "cascade"], 40, 2)],
+    [
+        (["pgd2"], 40, 2),
+        (["pgd20", "margin100x5", "fgsm"], 200, 10),
+        (["mine", "cascade"], 200, 2),
+        (["square90"], 40, 2),
+    ],
 )
 def test_twice_is_twice_the_headline_s_own(names, steps, restarts):
     made, right = [], torch.ones(3, dtype=torch.bool)

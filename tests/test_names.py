@@ -1,11 +1,13 @@
 """What the attacks' names stand for, with all their settings."""
 
+import inspect
+
 import torch
 from test_square import curved, images
 
 from gacd.attacks.apgd import APGD, TargetedAPGD
 from gacd.attacks.fab import TargetedFAB
-from gacd.attacks.names import searches
+from gacd.attacks.names import MAKERS, STEPS, parse_attack, searches
 from gacd.attacks.search import FGSM, PGD, begin
 from gacd.attacks.square import Square
 from gacd.losses import cross_entropy, margin_loss
@@ -40,7 +42,7 @@ def test_pgd_margin_and_fgsm():
 def test_the_others_with_steps_and_restarts():
     (search,), written = made("apgd-ce", "L2")
     assert of(search, "loss", "moves", "restart") == (APGD, "ce", 100, 0)
-    assert written == dict(steps=101)
+    assert written == dict(steps=100)
     found, written = made("apgd-dlr30x2")
     assert [of(s, "loss", "moves", "restart") for s in found] == [(APGD, "dlr", 30, r) for r in range(2)]
     assert written == dict(steps=30, restarts=2)
@@ -48,9 +50,18 @@ def test_the_others_with_steps_and_restarts():
     assert [of(s, "moves", "classes", "runs", "restart") for s in found] == [(TargetedAPGD, 7, 5, 4, r) for r in (0, 1)]
     found, _ = made("fab-t12x2")
     assert [of(s, "steps", "classes", "runs", "restart") for s in found] == [(TargetedFAB, 24, 5, 4, r) for r in (0, 1)]
-    assert made("fab-t12")[1] == dict(steps=12) and made("fab-t")[1] == dict(steps=2 * 100 * 4)
+    assert made("fab-t12")[1] == dict(steps=12) and made("fab-t")[1] == dict(steps=100)
     found, _ = made("square40x2")
     assert [of(s, "steps", "rescale", "restart") for s in found] == [(Square, 40, True, r) for r in (0, 1)]
+    assert made("square")[1] == dict(steps=5000)
+
+
+def test_a_name_without_numbers_stands_for_the_attacks_own():
+    for family, make in MAKERS.items():
+        if family in STEPS:
+            own = inspect.signature(make).parameters["steps"].default
+            assert STEPS[family] == own == parse_attack(family).steps, family
+    assert parse_attack("autoattack").steps is parse_attack("cascade").steps is None
 
 
 def test_cascade_is_autoattacks_four_at_their_settings():

@@ -49,6 +49,26 @@ def test_runs_with_other_n_and_other_data_are_not_mixed(tmp_path):
     assert {"10", "200"} <= set(document.cells)
 
 
+def test_a_line_is_of_the_images_evaluated_last(tmp_path):
+    """Under one name and number: a folder's may have changed, or been scaled."""
+    older = [entry("natural", 0.9), entry("worst", 0.05, "8/255", of=["mine"])]  # it is not known of which
+    rows = [(share, dict(data_sha256=images)) for share, images in ((0.95, "a"), (0.15, "b"), (0.12, "a"))]
+    attacked = [entry(name, share - 0.1, "8/255", **of) for share, of in rows for name in ("pgd20", "margin20")]
+    make(tmp_path, "a", [*older, *(entry("natural", share, **of) for share, of in rows[:2]), *attacked[:4]])
+    (section,) = sections(collect([str(tmp_path)]))
+    (line,) = section.lines
+    found = [line.natural, *line.attacks.values(), line.worst]
+    assert [round(m.accuracy, 6) for m in found] == [0.9, 0.05, 0.05, 0.05]
+
+
+def test_of_equal_numbers_the_one_in_doubt_is_shown(tmp_path):
+    sure, doubted = (entry("pgd20", 0.4, "8/255", verdict=verdict) for verdict in ("TRUSTED", "SUSPECT"))
+    for name, rows in (("a", [sure, doubted]), ("b", [doubted, sure])):
+        make(tmp_path, name, rows)
+    for line in sections(collect([str(tmp_path)]))[0].lines:
+        assert line.attacks["pgd20"].suspect and line.worst.suspect
+
+
 def test_decimals_are_those_that_n_can_tell():
     assert percent(0.12345, 1000) == "12.3"
     assert percent(0.12345, 10_000) == "12.35"

@@ -1,6 +1,5 @@
 """The command `evaluate`: accuracy on test images and under attack, and whether the number can be believed."""
 
-import hashlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from gacd.device import launch
 from gacd.errors import InputError, Invalid, NotFinite, Suspect, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
-from gacd.journal import KEPT, Journal
+from gacd.journal import KEPT, Journal, code_of
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
 from gacd.tables import clean
@@ -137,7 +136,7 @@ def evaluate(
     code = results.provenance(fabric.device)
     keep = max(witnesses, MOST)
     known = dict(attacks=attacks, device=fabric.device.type, versions=code["versions"], keep=keep)
-    known |= dict(code=_code_of(model, source))
+    known |= dict(code=code_of(model, source))
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=results.named(model), device=fabric.device.type)
@@ -198,21 +197,22 @@ def evaluate(
                         if where and audits == "quick" and (doubts := results.doubted(where, new)):
                             found[-1].findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
                             new = results.entries(result, origin | code, found[-1], "full")
-                        rows += new[1:] if rows else new  # the natural images are the same at every radius
-                        seconds = result.seconds if len(eps) == 1 else {}
                         if where and witnesses:
                             kept = split.take(torch.arange(min(witnesses, len(split))))
                             packs.append(where / witness.file_name(norm, radius, journal.name))
                             told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
                             witness.write(packs[-1], kept, result, beaten, **told)
                         if where:
-                            results.add(where, new, model)
-                    elif where and journal.settled:
-                        same = dict(sha256=origin["sha256"], data=images.name)
-                        if count := results.doubt(where, found[-1], same):
-                            say.print(f"SUSPECT now: {count} entries of {where / 'results.json'}", markup=False)
+                            new = results.add(where, new, model)
+                        rows += new[1:] if rows else new  # the natural images are the same at every radius
+                        seconds = result.seconds if len(eps) == 1 else {}
     if not first:
         return
+    invalid = [result for result in found if result.exit_code == 4 and not result.unfinished]
+    if where and invalid:
+        same = dict(sha256=str(origin["sha256"]), data=images.name)
+        if count := results.doubt(where, invalid[0], same):
+            say.print(f"SUSPECT now: {count} entries of {where / 'results.json'}", markup=False)
     if rows:
         say.print(_table(rows, seconds))
         if "pgd20" in attacks:
@@ -227,16 +227,6 @@ def evaluate(
             for pack in packs:
                 say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
     _conclude(found, eps, say, audits)
-
-
-def _code_of(model: torch.nn.Module, source: str) -> str:
-    """SHA-256 of ours and of what makes the network: verdicts of a stopped evaluation are not another code's."""
-    names = {source.partition(":")[0], *(type(module).__module__ for module in model.modules())}
-    files = {getattr(sys.modules.get(name), "__file__", None) or __file__ for name in names}
-    h = hashlib.sha256()
-    for path in sorted({*Path(__file__).parent.rglob("*.py"), *map(Path, files)}):
-        h.update(path.read_bytes())
-    return h.hexdigest()
 
 
 @contextmanager

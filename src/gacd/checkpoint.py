@@ -1,7 +1,6 @@
 """Weights from anywhere, by one string; files that survive a kill, a full disk and a flipped bit."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import io
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from gacd import models, ranks
-from gacd.errors import GacdError, InputError, Locked, UsageError
+from gacd.errors import GacdError, InputError, UsageError
 from gacd.models.foreign import from_state
 
 MARK = b"gacd-sha256:"  # and 64 hex digits, after the zip that torch.load reads
@@ -169,32 +168,6 @@ def replace(path: Path, data: bytes, *, previous: Path | None = None) -> None:
     except GacdError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def owned(run: Path, name: str = ".lock") -> Iterator[None]:
-    """One owner at a time; the kernel releases the lock when the process dies."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = open(run / name, "a")  # noqa: SIM115
-    except OSError as error:
-        raise InputError("cannot use run directory", f"{run}: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Locked("another process is using the run", run, "try again when it has ended") from None
-        yield
-
-
-@contextmanager
-def owned_by_all(run: Path) -> Iterator[None]:
-    """`owned`, by all processes of a distributed run together."""
-    with contextlib.ExitStack() as lock:
-        with ranks.together():
-            if ranks.rank() == 0:
-                lock.enter_context(owned(run))
-        yield
 
 
 def ship(opened: Opened, path: Path, *, half: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from gacd import checkpoint, cost, methods, models, onnx_file, prepare, ranks
+from gacd import checkpoint, cost, locks, methods, models, onnx_file, prepare, ranks
 from gacd import data as datasets
 from gacd.cli import plain
 from gacd.device import launch
@@ -108,7 +108,7 @@ def train(
     options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
     from gacd.training import fit
 
-    with checkpoint.owned_by_all(run):
+    with locks.owned_by_all(run):
         remember(run, plain(options), FREE)
         say.print("  ".join(f"{k} {v}" for k, v in plain(options).items() if v is not None), markup=False, style="dim")
         say.print(f"a step costs {price['forwards']:.1f} forwards of the student an image", style="dim")

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -60,11 +61,22 @@ def fast_bfloat16(device: str) -> bool:
     return bool(probe and probe())
 
 
-def exactly() -> AbstractContextManager:
-    """Inside, convolutions on CUDA as after `exact_on_cuda`."""
-    return torch.backends.cudnn.flags(
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Inside, float32 means it, whatever the caller has set: no autocast, and CUDA as after `exact_on_cuda`."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch.backends.cuda.matmul.fp32_precision, which it does not read
+        before = "high"
+    convolutions = torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
+    with convolutions, torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def exact_on_cuda() -> None:

@@ -86,7 +86,8 @@ def evaluate(
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
     _try(model, _pixels(x[:1], device))
-    with attackable(model, _pixels(x[:1], device), anew=True, compile=compile) as quick, torch.no_grad(), exactly():
+    first = _pixels(x[:chunk], device)
+    with exactly(), attackable(model, first, anew=True, compile=compile) as quick, torch.no_grad():
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
         logits = logits_of(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
         if int(y.max()) >= logits.shape[1]:
@@ -228,7 +229,7 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
 def _try(model: nn.Module, x: Tensor) -> None:
     """Raises InputError for a network that is no classifier of images such as x (1,C,H,W)."""
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), exactly():
             logits = model(x)
     except Exception as error:  # of any type: the network may be anyone's
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,6 +1,7 @@
 """What an evaluation has judged so far, kept beside its results: one that was killed goes on where it stopped."""
 
 import hashlib
+import inspect
 import json
 import shutil
 import sys
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gacd import checkpoint, ranks
+from gacd import checkpoint, locks, ranks
 from gacd.errors import InputError
 
 KEPT = 10_000  # images, of which a journal holds what beat them
 NOTHING = torch.empty(0, dtype=torch.int64)
+INSTALLED = {"site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}"}
 
 
 class Journal:
@@ -67,7 +69,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         """Nobody else writes to it meanwhile."""
         if self.folder is not None:
-            self.owner.enter_context(checkpoint.owned_by_all(self.folder))
+            self.owner.enter_context(locks.owned_by_all(self.folder))
             self._read()  # another process may have written, or ended and deleted it, until now
         return self
 
@@ -101,3 +103,22 @@ class Journal:
                 path.unlink(missing_ok=True)  # another process found it too
             else:
                 yield part
+
+
+def code_of(model: nn.Module, source: str) -> str:
+    """SHA-256 of ours, of the modules that make the network, and of what these import and is not installed."""
+    ahead = {source.partition(":")[0], *(type(module).__module__ for module in model.modules())}
+    seen, files = set[str](), set(Path(__file__).parent.rglob("*.py"))
+    while ahead:
+        module = sys.modules.get(name := ahead.pop())
+        path = Path(getattr(module, "__file__", None) or __file__)
+        seen.add(name)
+        files.add(path)
+        if module and not name.startswith("gacd.") and not INSTALLED & set(path.parts):
+            parts = [part for part in vars(module).values() if inspect.ismodule(part) or callable(part)]
+            names = {part.__name__ if inspect.ismodule(part) else getattr(part, "__module__", None) for part in parts}
+            ahead |= {name for name in names if isinstance(name, str)} - seen
+    h = hashlib.sha256()
+    for path in sorted(files):
+        h.update(path.read_bytes())
+    return h.hexdigest()

@@ -184,28 +184,37 @@ NONE = tables.number(None)
 class Line(NamedTuple):
     """A row with what was measured of each of its runs: attack -> accuracy, and the paper's natural and robust one.
 
-    `costs` are the operations of the runs' trainings and of those before them, where they are known.
+    `costs` are the operations of the runs' trainings and of those before them, where they are known. `evaluated` counts
+    the runs that would be measured, were all on the same images.
     """
 
     cell: str
     measured: list[dict[str, Measured]]
     theirs: list[float]
     costs: list[float] = []  # noqa: RUF012  never changed
+    evaluated: int = 0
 
     def mean(self, attack: str) -> Mean | None:
         return mean(m.get(attack) for m in self.measured)
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
-    """A line per row; of each run, what it shares with most: one data set, one radius, as many images as it has."""
+    """A line per row; of each run, what it shares with most: one data set, one radius, as many images as it has.
+
+    Of a row's runs those are measured that most others are like in that.
+    """
     runs = {path: records.read(path, path.name) for row in rows for path in row.runs if path.is_dir()}
     parts = sorted(sections(list(runs.values())), key=lambda part: -len(part.lines))
     lines = []
     for row in rows:
         found = [[line for part in parts if (line := part.line(runs[path]))] for path in row.runs if path in runs]
         measured = [_measured(of_run[0]) for of_run in found if of_run]
+        images = [next((m.data, m.n) for m in of_run.values()) for of_run in measured]
+        most = max(images, key=images.count, default=None)
+        alike = [of_run for of_run, same in zip(measured, images, strict=True) if same == most]
         costs = [spent for path in row.runs if (spent := cost.spent(path)) is not None]
-        lines.append(Line(row.cell, measured, paper.table(row.table)["cells"].get(row.cell, []), costs))
+        theirs = paper.table(row.table)["cells"].get(row.cell, [])
+        lines.append(Line(row.cell, alike, theirs, costs, len(measured)))
     return lines
 
 
@@ -227,7 +236,8 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
         alike = len({frozenset(m) - {"worst"} for m in line.measured}) < 2  # else the worst cases are of other attacks
         cells = [_share(line, attack, attack in doubted) if alike or attack != "worst" else NONE for attack in attacks]
         seeds = len(line.measured)
-        cells.append(tables.Cell(str(seeds), (seeds,)) if seeds else tables.Cell(tables.MISSING))
+        note = f"of {line.evaluated} on the same images" * (seeds < line.evaluated)
+        cells.append(tables.Cell(str(seeds), (seeds,), note=note) if seeds else tables.Cell(tables.MISSING))
         operations = mean_of(line.costs) / 1e12 if line.costs else None
         cells.append(tables.Cell(f"{operations:.3g}", (operations,)) if operations else tables.Cell(tables.MISSING))
         cells += [tables.number(value) for value in (line.theirs or (None, None))] if about["cells"] else []

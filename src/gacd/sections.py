@@ -78,12 +78,18 @@ class Section:
 
     def _line(self, run: Run, n: int) -> Line:
         same = [m for m in self.of(run) if m.n == n]
+        images = [sha256 for m in same if (sha256 := m.row.get("data_sha256"))]  # of older entries unknown
+        same = [m for m in same if m.row.get("data_sha256") in (None, *images[-1:])]  # the last ones evaluated
         here = [m for m in same if (m.norm, m.eps) == self.threat]
         names = dict.fromkeys(m.attack for m in here if m.attack not in ("natural", "worst"))
-        # Each accuracy is an upper bound, so the lowest of several is the one to believe.
-        attacks = {name: min((m for m in here if m.attack == name), key=lambda m: m.accuracy) for name in names}
+        attacks = {name: min((m for m in here if m.attack == name), key=_belief) for name in names}
         natural = next((m for m in same if m.attack == "natural"), None)
-        return Line(run, n, natural, attacks, min(here, key=lambda m: (m.accuracy, m.attack != "worst"), default=None))
+        return Line(run, n, natural, attacks, min(here, key=_belief, default=None))
+
+
+def _belief(m: Measured) -> tuple[float, bool, bool]:
+    """Each accuracy is an upper bound, so the lowest is the one to believe; of equals the one in doubt."""
+    return m.accuracy, not m.suspect, m.attack != "worst"
 
 
 def sections(runs: list[Run]) -> list[Section]:

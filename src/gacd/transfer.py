@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from gacd import checkpoint, models
+from gacd import checkpoint, locks, models
 from gacd import data as datasets
 from gacd.cli import Ratio, plain
 from gacd.data import Dataset
@@ -109,7 +109,7 @@ def probe(
     place = Path(out) if out else path / f"probe-{Path(data).absolute().name}" if apart else path
     for note in [*(opened.notes if apart else ()), *images.notes]:
         say.print(note, markup=False)
-    with checkpoint.owned(place):
+    with locks.owned(place):
         if apart:
             about = dict(method="probe", init=run, model=network.name, data=data, size=images.size)
             about |= dict(val_size=val_size, mean=mean, std=std, device=device, data_dir=data_dir) | options

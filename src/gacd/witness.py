@@ -204,8 +204,8 @@ def _sound(pack: Pack) -> None:
         raise invalid("it does not hold as many images as it says", f"{len(labels)}, not {about['n']}")
     if int(labels.min()) < 0 or int(labels.max()) >= about["classes"]:
         raise invalid(f"labels outside 0 to {about['classes'] - 1}")
-    if not bool((positions.diff() > 0).all()) or int(positions.min()) < 0 or int(positions.max()) >= about["evaluated"]:
-        raise invalid("positions are not ascending, or not among the images evaluated")
+    if not torch.equal(positions, torch.arange(len(positions))):
+        raise invalid("its images are not the first of those evaluated, in their order")
     if len(labels) == about["evaluated"] and fingerprint(Split(images, labels)) != about["data_sha256"]:
         raise invalid("images or labels are not those evaluated, by their SHA-256", about["data"])
     if int(right.max()) > 1 or bool((right > right[:1]).any()):

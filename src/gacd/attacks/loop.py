@@ -65,7 +65,9 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, steps: int = 0) -> None:
-    """Refuses what cannot be meant, such as eps 8 for 8/255."""
+    """Refuses what cannot be meant, such as eps 8 for 8/255, and where there are no gradients."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("attacks need gradients", "torch.inference_mode()", "torch.no_grad() is fine")
     if norm not in ("Linf", "L2"):
         raise InputError("unknown norm", norm, "one of Linf, L2")
     for name, value in (("eps", eps), ("step_size", step_size)):

@@ -14,7 +14,7 @@ from gacd.errors import InputError
 from gacd.losses import cross_entropy, margin_loss
 
 LOSSES = {"pgd": cross_entropy, "margin": margin_loss}
-# Of norm, eps, seed, classes, restart and, if the name has them, steps.
+# Of norm, eps, seed, classes, restart and, if `STEPS` has the family, steps.
 MAKERS: dict[str, Callable[..., Search]] = {
     "apgd-ce": APGD,
     "apgd-dlr": partial(APGD, loss="dlr"),
@@ -30,11 +30,13 @@ CASCADE: dict[str, Callable[..., Search]] = {
     "fab-t": TargetedFAB,
     "square": partial(Square, rescale=False),
 }
-STEPS = {"pgd": 20, "margin": 20}  # unless the name says how many
+# Gradient steps or, of Square, queries, unless the name says how many.
+STEPS = {"fgsm": 1, "pgd": 20, "margin": 20, "square": 5000}
+STEPS |= dict.fromkeys(("apgd-ce", "apgd-dlr", "apgd-t", "fab-t"), 100)
 
 
 class Named(NamedTuple):
-    """An attack's name taken apart; steps is None where the attack's own number of them holds."""
+    """An attack's name taken apart; steps is None where it is made of several attacks."""
 
     family: str
     steps: int | None
@@ -42,7 +44,7 @@ class Named(NamedTuple):
 
 
 def parse_attack(name: str) -> Named:
-    """ "margin20x5" -> ("margin", 20, 5); a name without numbers keeps the attack's own steps and one restart."""
+    """ "margin20x5" -> ("margin", 20, 5); a name without numbers stands for `STEPS` and one restart."""
     match = re.fullmatch(r"([a-z-]+?)(\d*)(?:x(\d+))?", name)
     family = match[1] if match else ""
     known = family in ("fgsm", "cascade", *LOSSES, *MAKERS)
@@ -52,8 +54,7 @@ def parse_attack(name: str) -> Named:
         raise InputError("the number of its steps is fixed", name, family)
     if family in ("fgsm", "cascade") and match[3]:
         raise InputError("it has no restarts", name, family)
-    steps = int(match[2]) if match[2] else STEPS.get(family)
-    return Named(family, 1 if family == "fgsm" else steps, int(match[3] or 1))
+    return Named(family, int(match[2]) if match[2] else STEPS.get(family), int(match[3] or 1))
 
 
 def examples() -> str:
@@ -88,5 +89,4 @@ def searches(
         return found, threat | own | (dict(restarts=restarts) if restarts > 1 else {})
     own = dict(steps=steps) if steps else {}
     found = [MAKERS[family](**common, **own, classes=classes, restart=restart) for restart in range(restarts)]
-    own |= dict(restarts=restarts) if restarts > 1 else {}
-    return found, threat | dict(steps=found[0].steps * found[0].runs) | own
+    return found, threat | own | (dict(restarts=restarts) if restarts > 1 else {})

@@ -24,8 +24,6 @@ class Official(Search):
         classes: of the network; its nine targets an image need ten.
     """
 
-    steps = 1
-
     def __init__(self, *, norm: str, eps: float, seed: int, classes: int, restart: int = 0):
         super().__init__(norm=norm, eps=eps, seed=seed)
         if classes < 10:

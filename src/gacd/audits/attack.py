@@ -43,8 +43,10 @@ def no_budget(case: Case) -> Result:
 def one_step(case: Case) -> Result:
     """A single step breaks next to nothing that the iterative attacks left."""
     iterative = [mask for name, mask in case.correct.items() if name not in ("natural", "fgsm")]
+    if "fgsm" in case.correct and not iterative:
+        return False, "one step alone (FGSM) is no measure of robustness", "--attacks pgd20 margin20"
     if not iterative:
-        return None, "no iterative attack was run", "--attacks pgd20 margin20"
+        return None, "no attack was run", "--attacks pgd20 margin20"
     robust = torch.stack([case.correct["natural"], *iterative]).all(0)
     bad = int(case.broken(robust, FGSM(norm=case.norm, eps=case.eps)).sum())
     says = f"one step (FGSM) breaks {bad} of the {int(robust.sum())} images iterations left, {case.slack} allowed"

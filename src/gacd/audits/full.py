@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gacd import noise
 from gacd.attacks.loop import evaluating, projection, steepest
-from gacd.attacks.names import parse_attack
+from gacd.attacks.names import STEPS, parse_attack
 from gacd.attacks.search import uniform_in_ball
 from gacd.attacks.square import Square
 from gacd.audits.case import Case, Result
@@ -39,7 +39,9 @@ def doubled(case: Case) -> Result:
     for name in case.correct:
         with suppress(InputError):  # "natural", or the name of an attack from elsewhere
             attack = parse_attack(name)
-            steps, restarts = max(steps, attack.steps or 0), max(restarts, attack.restarts)
+            restarts = max(restarts, attack.restarts)
+            if attack.family != "square":  # it counts queries
+                steps = max(steps, attack.steps or STEPS["apgd-ce"])
     kinds = [(loss, 1 + restart) for loss in (cross_entropy, margin_loss) for restart in range(2 * restarts)]
     searches = [case.pgd(loss, steps=2 * steps, restart=restart) for loss, restart in kinds]
     bad, of = int(case.broken(case.survivors, *searches).sum()), int(case.survivors.sum())

@@ -27,13 +27,13 @@ def attackable(model: nn.Module, x: Tensor, *, anew: bool = False, compile: bool
 
     Args:
         model: any network; one with nothing to fold is yielded itself.
-        x: (B,C,H,W) images, of which the first shows how convolutions and batch norms are connected.
+        x: (B,C,H,W) images; the first shows how convolutions and batch norms are connected, all whether that is so.
         anew: looks at that again, since modules may have been changed; the weights are the present ones always.
         compile: by torch.compile, which has a step for each new shape of images; no gradient reaches the parameters.
     """
     with evaluating(model):
         if anew or model not in _twins:
-            _twins[model] = _twin(model, x[:1])
+            _twins[model] = _twin(model, x)
         ready = _twins[model]
         quick = model if ready is None else ready.refreshed(model)
         try:
@@ -107,8 +107,8 @@ def _of_compiled_code(error: Exception) -> bool:
 
 
 def _twin(model: nn.Module, x: Tensor) -> Twin | None:
-    """A faithful one with as much folded as can be, for an image x (1,C,H,W); None if there is nothing."""
-    pairs = _convolutions_before_batch_norms(model, x)
+    """A faithful one with as much folded as can be, for images x (B,C,H,W); None if there is nothing."""
+    pairs = _convolutions_before_batch_norms(model, x[:1])
     if not _faithful(model, pairs, x):
         pairs = [pair for pair in pairs if _faithful(model, [pair], x)]
         if not _faithful(model, pairs, x):
