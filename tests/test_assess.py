@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from students import network, save
 from test_witness import packs
 
 from gacd import checkpoint, data, models, witness
 from gacd.audit import FAILED, Audit, Finding
 from gacd.cli import main
-from gacd.journal import code_of
+from gacd.journal import Journal, code_of
 
 ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd4", "--precision", "32"]
 
@@ -249,6 +250,51 @@ def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(run, monkeypatc
         (run.parent / name).write_text("")
     monkeypatch.setattr("gacd.journal.__file__", str(run.parent / "assess.py"))
     assert code_of(checkpoint.load(str(run)), "t") != own
+
+
+def test_what_can_be_mistaken_is_said(run, find, capsys):
+    """More outputs than classes; a folder whose test part is split off, or is all there is; another norm's radius."""
+    find("passed")
+    save(run.parent / "more", models.build("resnet8-x0.25", 12, [0.3], [0.4]), data.load("digits"))
+    assert main(["evaluate", "more", *ARGV[2:]]) == 0
+    assert "12 outputs for 10 classes: output i must be class i of 0, 1, 2, 3, 4, ..." in capsys.readouterr().err
+    for label in "ab":
+        (run.parent / "photos" / label).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), 20 * i).save(run.parent / "photos" / label / f"{i}.png")
+    argv = ["evaluate", "t", "--data", "photos", "--attacks", "pgd2", "--norm", "L2", "--precision", "32"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "test: 4 of 20 images split off" in said and "validation" not in said
+    Path("photos").rename("test")
+    Path("photos").mkdir()
+    Path("test").rename("photos/test")
+    assert main(argv) == 0
+    assert "these images can only be evaluated on" in capsys.readouterr().out
+    rows = json.loads((run / "results.json").read_text())["results"]
+    assert {row["eps"] for row in rows if row["data"] == "photos" and row["attack"] == "pgd2"} == {"0.5"}
+
+
+def test_an_interrupted_evaluation_says_whether_it_goes_on(run, find, monkeypatch, capsys):
+    find("passed")
+    real = Journal.note
+
+    def interrupted(self, *args):
+        real(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "note", interrupted)
+        assert main(ARGV) == 130
+        assert "stopped, saved: t (the same command goes on from here)" in capsys.readouterr().err
+        Path("weights.pt").write_bytes(b"")
+        torch.save(checkpoint.load("t").state_dict(), "weights.pt")
+        assert main(["evaluate", "resnet8-x0.5:weights.pt", "--data", "digits", *ARGV[2:]]) == 130
+        assert capsys.readouterr().err.strip().endswith("gacd: error: interrupted")
+    shown = []
+    monkeypatch.setattr("gacd.outcome.show", lambda rows, seconds, say: shown.append(seconds))
+    assert main(ARGV) == 0
+    assert shown[0].keys() == {"natural", "pgd4"}  # how long the first attack took is not known
 
 
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):

@@ -39,7 +39,11 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "broken.yaml").write_text("eps: [1")
     (tmp_path / "code.yaml").write_text("eps: !!python/object/apply:os.system ['touch executed']\n")
     (tmp_path / "good.yaml").write_text("eps: 4/255\nsteps: 1\nlr: 1e-2\n")
+    (tmp_path / "wrong.yaml").write_text("log_every: one\n")
     (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "nets.py").write_text("from torch.nn import Flatten as net\n")
+    (tmp_path / "t.onnx").touch()
+    torch.save(torch.nn.Flatten(), tmp_path / "whole.pt")
     return tmp_path
 
 
@@ -88,8 +92,9 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("train pgdat --model resnet18 --init t --out x", 2, "not what --init holds"),
     ("train pgdat $Q --init none --out x", 1, "no such run or file"),
     ("train pgdat $Q --data digits --out x --config none.yaml", 2, "none.yaml"),
-    ("train pgdat $Q --data digits --out x --config unknown.yaml", 2, "epss"),
-    ("train pgdat $Q --data digits --out x --config broken.yaml", 2, "config"),
+    ("train pgdat $Q --data digits --out x --config unknown.yaml", 2, "unknown.yaml (did you mean --eps?)"),
+    ("train pgdat $Q --data digits --out x --config wrong.yaml", 2, "--log-every takes INT, not one: wrong.yaml"),
+    ("train pgdat $Q --data digits --out x --config broken.yaml", 2, "in broken.yaml, line 1"),
     ("train pgdat $Q --data digits --out x --config code.yaml", 2, "config"),
     ("distill kd $Q --data digits --out x", 2, "needs --teacher"),
     ("distill kd $Q --teacher none --out x", 1, "no such run or file"),
@@ -110,7 +115,16 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("evaluate t --n 0", 2, "at least 1"),
     ("evaluate t --n -1", 2, "at least 1"),
     ("evaluate t --chunk 0", 2, "at least 1"),
-    ("evaluate t --norm L1", 2, "L2"),
+    ("evaluate t --norm L1", 2, "--norm takes Linf, L2, not L1"),
+    ("evaluate t --n many", 2, "--n takes INT, not many"),
+    ("evaluate t --attack fgsm", 2, "no such option: --attack (did you mean --attacks?)"),
+    ("evaluate t --out page.pt", 2, "--out is no directory: page.pt"),
+    ("evaluate nets:net --data digits", 2, "a factory in a file is ./nets.py:net"),
+    ("evaluate nets.py --data digits", 1, "nets.py:FACTORY"),
+    ("evaluate ./none.py:net --data digits", 1, "no such factory file: ./none.py"),
+    ("evaluate ./nets.py:other --data digits", 1, "cannot call factory: ./nets.py:other"),
+    ("evaluate t.onnx --data digits", 1, "gacd verify t.onnx PACK"),
+    ("evaluate resnet8:whole.pt --data digits", 1, "more than weights"),
     ("evaluate resnet8-x0.25:page.pt --data digits", 1, "a web page"),
     ("evaluate os.path:join --data digits", 1, "os.path:join"),
     ("evaluate seven --n 10", 1, "fewer classes"),
@@ -216,7 +230,7 @@ def test_help_of_evaluate_fits_a_screen(capsys, monkeypatch):
     options = set(inspect.signature(assess.evaluate).parameters) - {"source"}
     assert options == {line.split()[0][2:].replace("-", "_") for line in lines if line.startswith("  --")}
     said = " ".join(out.split())
-    assert "--eps NUMBER ... radii in pixel units, such as 8/255; several give a curve. (default: 8/255)" in said
+    assert "--eps NUMBER ... radii in pixel units; several give a curve. 8/255 if absent, in L2 0.5." in said
     assert "--attacks TEXT ..." in said and "(default: fgsm pgd20 margin20)" in said
     assert "--data TEXT" in said and "--n INT only" in said and "--norm {Linf,L2}" in said
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gacd.data import load
+from gacd.data import Loader, load
 from gacd.datasets import PUBLIC, download
 from gacd.errors import InputError
 
@@ -173,7 +173,7 @@ def spoil(root, kind):
             file.unlink()
         (root / "train" / "dog").rmdir()
     elif kind == "trainless":
-        (root / "train").rename(root / "test")
+        (root / "train").rename(root / "val")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def spoil(root, kind):
         ("empty", "no images.*ant"),
         ("stranger", "yak is not among train's"),
         ("alone", "1 class folders"),
-        ("trainless", "no folders train/CLASS"),
+        ("trainless", "no folders train/CLASS or test/CLASS"),
     ],
 )
 def test_folder_errors(kind, message, tmp_path):
@@ -240,3 +240,12 @@ def test_download_errors_leave_nothing(tmp_path, monkeypatch):
 
 def test_downloads_are_encrypted():
     assert all(url.startswith("https://") for _, url, *_ in PUBLIC.values())
+
+
+def test_a_test_part_alone_is_for_evaluation(tmp_path):
+    save_images(tmp_path / "test", n=2)
+    images = load(str(tmp_path))
+    assert (len(images.train), len(images.val), len(images.test)) == (0, 0, 2 * len(images.classes))
+    assert any("can only be evaluated on" in note for note in images.notes)
+    with pytest.raises(InputError, match="no images to train on"):
+        Loader(images.train, batch_size=4)

@@ -265,6 +265,15 @@ def test_a_network_changed_since_it_was_last_evaluated_is_attacked_as_it_is():
     assert evaluate(net, (x, y), ["pgd5"]).robust == evaluate(new, (x, y), ["pgd5"]).robust != {"pgd5": 1.0}
 
 
+def test_the_radius_is_the_field_s_or_as_written():
+    torch.manual_seed(0)
+    model, x = Linear(), images(8)
+    y = torch.arange(8) % 2
+    for given, norm, eps in ((None, "Linf", 8 / 255), (None, "L2", 0.5), ("4/255", "Linf", 4 / 255)):
+        threat = evaluate(model, (x, y), ["pgd2"], norm=norm, eps=given).threats["pgd2"]
+        assert threat == dict(norm=norm, eps=eps, step_size=eps / 4, steps=2)
+
+
 def test_results_of_other_images_are_kept_beside(tmp_path):
     """Under one name: those of the same images are replaced, and those of which it is not known."""
     model = build("resnet8-x0.1")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -193,6 +194,21 @@ def test_without_the_extra(run, monkeypatch, capsys):
     assert main(["export", "t", "--onnx", "t.onnx", "--out", "t.safetensors"]) == 1
     assert "pip install 'gacd[onnx]'" in capsys.readouterr().err
     assert not list(run.parent.glob("t.*"))
+
+
+def test_any_network_of_a_factory_in_a_file(run, capsys):
+    code = "from gacd import checkpoint\nfrom torch import nn\n\n"
+    Path("nets.py").write_text(code + "def net():\n    return nn.Sequential(checkpoint.load('t'), nn.Identity())\n")
+    argv = ["evaluate", "./nets.py:net", "--data", "digits", "--n", "60", "--attacks", "pgd2", "--precision", "32"]
+    assert main([*argv, "--out", "r"]) == 0
+    assert main(["export", "./nets.py:net", "--data", "digits", "--onnx", "net.onnx"]) == 0
+    about = Session(Path("net.onnx")).about
+    assert (about["architecture"], about["num_classes"], about["channels"]) == ("Sequential", "10", "1")
+    assert json.loads(about["class_names"]) == [str(i) for i in range(10)]
+    assert main(["verify", "net.onnx", *map(str, Path("r").glob("witnesses-*"))]) == 0
+    assert main(["export", "./nets.py:net", "--onnx", "other.onnx"]) == 2
+    assert main(["export", "./nets.py:net", "--data", "cifar10", "--out", "net.safetensors"]) == 1
+    assert "--size" in (said := capsys.readouterr().err) and "--onnx takes any network" in said
 
 
 def test_wrong_options(run):

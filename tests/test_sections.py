@@ -46,6 +46,8 @@ def test_runs_with_other_n_and_other_data_are_not_mixed(tmp_path):
     text, document = page(tmp_path)
     assert [section.data for section in sections(collect([str(tmp_path)]))] == ["cifar10", "stl10"]
     assert "differ in n" in text
+    table = text[: text.index("stl10")]
+    assert re.findall(r"best\"[^>]*>\s*([\d.]+)<", table) == ["90.0", "45.0"], "of the rows with the most images"
     assert {"10", "200"} <= set(document.cells)
 
 

@@ -1,34 +1,33 @@
 """The command `evaluate`: accuracy on test images and under attack, and whether the number can be believed."""
 
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
-from rich.table import Table
 
-from gacd import checkpoint, ranks, results, witness
+from gacd import checkpoint, outcome, ranks, results, witness
 from gacd import data as datasets
-from gacd.attacks.loop import check_threat
+from gacd.attacks.loop import RADII, check_threat
 from gacd.attacks.names import parse_attack
 from gacd.audit import MOST, Audit, Finding, audit
-from gacd.audits.case import CROSS_ENTROPY
 from gacd.audits.fresh import Fresh
-from gacd.cli import Ratio
 from gacd.datasets import Split
 from gacd.device import launch
-from gacd.errors import InputError, Invalid, NotFinite, Suspect, UsageError
+from gacd.errors import InputError, NotFinite, Stopped, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Journal, code_of
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
-from gacd.tables import clean
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 NOT_FINITE = Finding("finite", "invalid", "NaN or infinity, where no audit looked", "an attack cannot use them")
 
@@ -38,7 +37,7 @@ def evaluate(
     *,
     attacks: list[str] = list(STANDARD),  # noqa: B006  read by the command line, never changed
     data: str | None = None,
-    eps: list[float] = [8 / 255],  # noqa: B006
+    eps: list[float] | None = None,
     step_size: float | None = None,
     norm: Literal["Linf", "L2"] = "Linf",
     n: int | None = None,
@@ -62,10 +61,10 @@ def evaluate(
     Numbers are added to results.json. An evaluation that was stopped goes on where it was.
 
     Args:
-        source: a run directory, a file in its checkpoints/, ARCH:FILE, or package.module:factory.
+        source: a run directory, a file in its checkpoints/, ARCH:FILE, or ./FILE.py:FACTORY.
         attacks: such as pgd20, margin20x5 (five restarts), fgsm, autoattack.
         data: the run's if absent.
-        eps: radii in pixel units, such as 8/255; several give a curve.
+        eps: radii in pixel units; several give a curve. 8/255 if absent, in L2 0.5.
         step_size: of pgd and margin, in pixel units; a quarter of eps if absent.
         norm: of the ball.
         n: only the first n test images.
@@ -88,13 +87,15 @@ def evaluate(
     if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
     check_ranges(dict(devices=devices))
-    eps, attacks = list(dict.fromkeys(eps)), list(dict.fromkeys(attacks))
-    for radius in eps:
+    for radius in (eps := list(dict.fromkeys(eps or [RADII[norm]]))):
         check_threat(norm=norm, eps=radius, step_size=step_size or 0.0)
+    attacks = list(dict.fromkeys(attacks))
     for name in attacks:
         parse_attack(name)
     if not 0 <= witnesses <= KEPT:
         raise UsageError(f"witnesses must be from 0 to {KEPT}", witnesses)
+    if out and Path(out).exists() and not Path(out).is_dir():
+        raise UsageError("--out is no directory", out)
     if teacher and audits != "full":
         raise UsageError("only full audits transfer attacks", f"--teacher {teacher}", "--audits full")
     opened = checkpoint.open_source(source, mean=mean, std=std)
@@ -120,7 +121,7 @@ def evaluate(
     guide = guide.to(fabric.device) if guide else None
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
-    for note in opened.notes:
+    for note in [*opened.notes, *(note for note in images.notes if note.startswith("test:"))]:
         say.print(note, markup=False)
     if first and opened.record.get("classes") not in (None, images.classes):
         print(f"gacd: warning: {source} was made for other classes than {data}, or another order", file=sys.stderr)
@@ -146,6 +147,7 @@ def evaluate(
     seconds: dict[str, float] = {}
     images_in_all = len(split) * (len(attacks) + 1) * len(eps)
     with (
+        resumable(where),
         Progress(images_in_all, quiet=not first) as progress,
         scratch(where, fabric) as folder,
         Fresh(source, mean, std) if first else nullcontext() as fresh,
@@ -208,29 +210,35 @@ def evaluate(
                         seconds = result.seconds if len(eps) == 1 else {}
     if not first:
         return
+    if result and result.classes > images.num_classes:
+        says = f"{result.classes} outputs for {images.num_classes} classes: output i must be class i of"
+        print(f"gacd: warning: {says} {', '.join(images.classes[:5])}, ...", file=sys.stderr)
     invalid = [result for result in found if result.exit_code == 4 and not result.unfinished]
     if where and invalid:
         same = dict(sha256=str(origin["sha256"]), data=images.name)
         if count := results.doubt(where, invalid[0], same):
             say.print(f"SUSPECT now: {count} entries of {where / 'results.json'}", markup=False)
-    if rows:
-        say.print(_table(rows, seconds))
-        if "pgd20" in attacks:
-            say.print("pgd20 is the paper's metric; worst counts, per image, every attack above.")
-        if all(map(CROSS_ENTROPY.fullmatch, attacks)):
-            say.print("every attack here follows cross-entropy: margin20 beside it may find more; --audits full looks")
-        for row in rows:
-            if blind := [doubt for doubt in row.get("doubts", []) if results.BLIND in doubt]:
-                say.print(f"{row['attack']} at eps {row['eps']} is SUSPECT: {blind[0]}", markup=False)
-        if where:
-            say.print(f"written to {where / 'results.json'}", markup=False)
-            for pack in packs:
-                say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
-    _conclude(found, eps, say, audits)
+    outcome.show(rows, seconds, say)
+    if rows and where:
+        say.print(f"written to {where / 'results.json'}", markup=False)
+        for pack in packs:
+            say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
+    outcome.conclude(found, eps, say, audits)
 
 
 @contextmanager
-def scratch(where: Path | None, fabric: Fabric) -> Iterator[Path]:
+def resumable(where: Path | None) -> Iterator[None]:
+    """Says of an interrupted evaluation that it goes on, where its verdicts are kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not where:
+            raise
+        raise Stopped(signal.SIGINT, where) from None
+
+
+@contextmanager
+def scratch(where: Path | None, fabric: "Fabric") -> Iterator[Path]:
     """The directory itself, or a temporary one, the same for all processes."""
     if where:
         yield where
@@ -259,32 +267,3 @@ def _tried(split: Split, beaten: tuple[torch.Tensor, torch.Tensor, list[str]]) -
     if near.any():
         x_adv[positions[near]] = images[near]
     return x, x_adv
-
-
-def _table(rows: list[dict[str, Any]], seconds: dict[str, float]) -> Table:
-    table = Table("attack", "norm", "eps", "step", "accuracy", "95 % interval", "n", "seconds")
-    for row in rows:
-        low, high = row["interval"]
-        shown = [row["attack"], row.get("norm", ""), row.get("eps", ""), row.get("step_size", "")]
-        taken = f"{seconds[row['attack']]:.1f}" if row["attack"] in seconds else ""
-        table.add_row(*shown, f"{row['accuracy']:.2%}", f"{low:.1%}-{high:.1%}", str(row["n"]), taken)
-    return table
-
-
-def _conclude(found: list[Audit], eps: list[float], say: Console, audits: str) -> None:
-    """Prints what the audits found; raises what is not trusted."""
-    worst = max(found, key=lambda result: result.exit_code)
-    for radius, result in zip(eps, found, strict=True):
-        at = f" at eps {Ratio(radius)}" if len(eps) > 1 else ""
-        for finding in result.troubles:
-            say.print(clean(f"{finding}{at}"), markup=False)
-    passed = sum(finding.outcome == "passed" for finding in worst.findings)
-    left = [finding.name for finding in worst.findings if finding.outcome == "skipped"]
-    if worst.exit_code == 0:
-        also = f"; skipped: {', '.join(left)}" if left else ""
-        say.print(f"TRUSTED: {passed} {audits} audits passed{also} ({worst.seconds:.0f} s)", markup=False)
-        return
-    names = ", ".join(finding.name for finding in worst.troubles)
-    if worst.exit_code == 3:
-        raise Suspect("SUSPECT, an unverified upper bound on robustness", names, "see above")
-    raise Invalid("INVALID, no robust accuracy is given", names, "see above")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.loop import check_threat, evaluating
+from gacd.attacks.loop import RADII, check_threat, evaluating
 from gacd.audits import FULL, QUICK, Kind
 from gacd.audits.case import Case
 from gacd.audits.fresh import Fresh
@@ -34,7 +34,7 @@ def audit(
     y: Tensor,
     *,
     norm: str = "Linf",
-    eps: float = 8 / 255,
+    eps: float | None = None,
     step_size: float | None = None,
     chunk: int | None = None,
     seed: int = 0,
@@ -52,7 +52,7 @@ def audit(
         model: images in [0,1] -> logits (B,K), in the mode in which it was evaluated: one in training mode is refused.
         x: (N,C,H,W) test images, floats in [0,1].
         y: (N,) labels.
-        norm, eps, step_size: the threat, in pixel units; the step is eps / 4 if absent.
+        norm, eps, step_size: the threat, in pixel units; 8/255, in L2 0.5, with steps of eps / 4 if absent.
         chunk: rows of every forward, as in the evaluation; `rows_on` the device if absent.
         seed: of the audits' random points.
         correct: "natural" and each attack's name -> (N,) bool, as `Evaluation.correct`. If absent, PGD-20 with
@@ -68,6 +68,7 @@ def audit(
     Returns:
         An `Audit`: what each audit found, and the verdict.
     """
+    eps = RADII.get(norm, 0.0) if eps is None else eps
     step_size = eps / 4 if step_size is None else step_size
     check_threat(norm=norm, eps=eps, step_size=step_size)
     n = min(len(y), MOST)

@@ -21,6 +21,7 @@ from gacd import methods, models, noise
 from gacd.errors import GacdError, InputError
 from gacd.methods.base import Clock, Method
 
+KEEP = "what a method remembers belongs in buffers, and its random numbers come from self.noise"
 CLASSES, TRAINING, BATCH, STEPS = 10, 20_000, 16, 20
 
 
@@ -166,7 +167,7 @@ def state(case: Case) -> str:
         _teacher(fresh).load_state_dict(_teacher(method).state_dict())
     fresh.load_state_dict(torch.load(file, weights_only=True))
     losses = [float(case.values(m, step=2)["loss"].detach()) for m in (method, fresh)]
-    _expect(losses[0] == losses[1], f"the next loss is {losses[1]!r} after a restart, {losses[0]!r} without")
+    _expect(losses[0] == losses[1], f"the next loss is {losses[1]!r} after a restart, {losses[0]!r} without; {KEEP}")
     return "a restart changes no bit"
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -22,9 +21,12 @@ from torch import nn
 from gacd import models, ranks
 from gacd.errors import GacdError, InputError, UsageError
 from gacd.models.foreign import from_state
+from gacd.typed import imported
 
+SAVED = "torch.save(model.state_dict(), FILE) writes weights"
 MARK = b"gacd-sha256:"  # and 64 hex digits, after the zip that torch.load reads
 FORMAT = 1
+OTHERS = {".py": "FILE:FACTORY is a network that a function in it makes", ".onnx": "gacd verify FILE PACK scores it"}
 
 
 def load(source: str, *, mean: list[float] | None = None, std: list[float] | None = None) -> nn.Module:
@@ -33,7 +35,7 @@ def load(source: str, *, mean: list[float] | None = None, std: list[float] | Non
     Args:
         source: a run directory ("runs/a": its probe, else best, else last weights), a file in its `checkpoints/`,
             a file of `gacd export`, "ARCH:FILE" for someone else's state_dict (.pt, .pth, .safetensors), or
-            "package.module:factory", which is imported and called.
+            "./mine.py:factory" or "package.module:factory", which is imported and called.
         mean, std: override a foreign file's normalisation, one number a channel.
 
     Returns:
@@ -67,19 +69,23 @@ def open_source(source: str, *, mean: list[float] | None = None, std: list[float
     if path.is_dir():
         return _open_run(path)
     if path.is_file():
+        if fix := OTHERS.get(path.suffix):
+            raise InputError("no source of weights", source, fix.replace("FILE", source))
         return _open_shipped(path) if path.suffix == ".safetensors" else _open_own(path)
     if is_factory(source):
         if mean or std:
             raise UsageError("a factory's network normalises itself", source, "leave out --mean and --std")
         return _open_factory(architecture, place)
+    if colon and Path(f"{architecture}.py").is_file():
+        raise UsageError("no such architecture", source, f"a factory in a file is ./{architecture}.py:{place}")
     if colon:
         return _open_foreign(models.parse(architecture), Path(place), mean, std)
-    raise InputError("no such run or file", source, "a run directory, ARCH:FILE or package.module:factory")
+    raise InputError("no such run or file", source, "a run directory, ARCH:FILE or ./FILE.py:FACTORY")
 
 
 def is_factory(source: str) -> bool:
     """Whether a source names code to import: for a person to type, never for a file to say."""
-    return bool(re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*", source)) and not Path(source).exists()
+    return bool(re.fullmatch(r"(.*\.py|[A-Za-z_]\w*(\.\w+)+):[A-Za-z_]\w*", source)) and not Path(source).exists()
 
 
 def weights_of(run: Path) -> Path:
@@ -254,18 +260,21 @@ def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: 
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile or broken file makes the safe readers raise
+        if "Weights only load failed" in str(error):
+            raise InputError("more than weights, which only running its code could read", path, SAVED) from None
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise InputError("cannot be read safely as weights", f"{path}: {reason}") from None
+        raise InputError("cannot be read safely as weights", f"{path}: {reason}", SAVED) from None
     model, notes = from_state(architecture, state, mean=mean, std=std)
     return Opened(model.eval(), path.name, notes=notes)
 
 
 def _open_factory(module: str, name: str) -> Opened:
+    code = imported(module, "factory")
     try:
-        model = getattr(importlib.import_module(module), name)()
+        model = getattr(code, name)()
     except Exception as error:  # whatever someone else's code raises
         reason = f"{type(error).__name__}: {error}"[:300]
-        raise InputError("cannot import and call factory", f"{module}:{name}: {reason}") from None
+        raise InputError("cannot call factory", f"{module}:{name}: {reason}") from None
     if not isinstance(model, nn.Module):
         raise InputError("the factory must return an nn.Module", f"{module}:{name}")
     if not all(isinstance(value, torch.Tensor) for value in model.state_dict().values()):

@@ -95,12 +95,13 @@ def _train(command: str, argv: list[str]) -> None:
     name, *rest = argv
     if name.startswith("-"):
         raise UsageError(f"gacd {command} needs a method first", name, "one of " + ", ".join(listed))
-    if name in methods.names() and name not in listed:
+    own = None if name in methods.names() else methods.load(name)
+    fits = name in listed
+    if own:
+        fits = ("teacher" in inspect.signature(own.__init__).parameters) == (command == "distill")
+    if not fits:
         other, why = ("train", "has no") if command == "distill" else ("distill", "needs a")
         raise UsageError(f"{name} {why} teacher", f"gacd {command} {name}", f"gacd {other} {name}")
-    cls = methods.load(name)
-    if ("teacher" in inspect.signature(cls.__init__).parameters) != (command == "distill"):
-        raise UsageError(f"{name} {'has no' if command == 'distill' else 'needs a'} teacher", f"gacd {command} {name}")
     from gacd import commands
     from gacd.checkpoint import is_factory
 

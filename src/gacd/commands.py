@@ -41,7 +41,7 @@ def train(
 
     Args:
         out: run directory.
-        teacher: weights to learn from: a run directory, ARCH:FILE, or package.module:factory.
+        teacher: weights to learn from: a run directory, ARCH:FILE, or ./FILE.py:FACTORY.
         model: the network, such as resnet18, resnet8-x2, wrn-34-10, mobilenetv2-x0.5; --init's if absent.
         data: cifar10, cifar100, stl10, digits, or a folder of images; the teacher's or --init's if absent.
         init: weights to start from, a source as for the teacher; with other classes its head is made afresh.
@@ -143,7 +143,7 @@ def export(
     """Writes a network as one file: safetensors, itself a source of weights, or ONNX for other runtimes, or both.
 
     Args:
-        source: a run directory, a file in its checkpoints/, or ARCH:FILE.
+        source: a run directory, a file in its checkpoints/, ARCH:FILE, or ./FILE.py:FACTORY.
         out: NAME.safetensors, the weights with all that rebuilds the network.
         onnx: NAME.onnx, pixels in [0,1] -> logits; written once onnxruntime agrees with torch on natural images and on
             the run's witnesses.
@@ -164,9 +164,11 @@ def export(
     if onnx:
         onnx_file.need()
     opened = checkpoint.open_source(source, mean=mean, std=std)
-    if not isinstance(opened.model, models.Classifier):
-        raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, "ARCH:FILE")
-    what = f"{opened.model.name}, {opened.weights} weights"
+    own = isinstance(opened.model, models.Classifier)
+    if out and not own:
+        fix = "--onnx takes any network"
+        raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, fix)
+    what = f"{opened.model.name}, {opened.weights} weights" if own else opened.weights
     if onnx:
         agreed = onnx_file.ship(opened, Path(onnx), data=data, data_dir=data_dir, size=size)
         print(f"{what}: {Path(onnx).stat().st_size / 1000:.0f} kB in {onnx}; {agreed}")

@@ -82,14 +82,18 @@ def load(
     if size:
         parts = {part: Split(resize(split.images, size), split.labels) for part, split in parts.items()}
 
-    notes, total = [], len(parts["train"])
+    notes = []
+    if "train" not in parts:
+        parts["train"] = parts["test"].take(torch.arange(0))
+        notes.append("test: there is no train part, so these images can only be evaluated on")
+    total = len(parts["train"])
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], total // 5, noise.key("test"))
         notes.append(f"test: {len(parts['test'])} of {total} images split off, the same for every seed")
     if name not in DATASETS:  # which come class by class: the first ones shall stand for all
         test = parts["test"]
         parts["test"] = test.take(noise.permutation(noise.key("order"), len(test)))
-    mean, std = PUBLISHED.get(name) or statistics(parts["train"].images)
+    mean, std = PUBLISHED.get(name) or statistics(parts["train" if total else "test"].images)
     if "val" not in parts:
         total = len(parts["train"])
         n = min(val_size, total // 10)
@@ -128,6 +132,8 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ):
+        if not len(split):
+            raise InputError("there are no images to train on", "no train part")
         self.batch_size = min(batch_size, len(split))
         if self.batch_size < 1 or self.batch_size % world_size:
             raise InputError(

@@ -75,7 +75,7 @@ def digits(root: Path) -> Parts:
 
 
 def folder(root: Path, size: int | None = None) -> Parts:
-    """One's own images: ROOT/train/CLASS/*, and val and test alike if there are any, or ROOT/CLASS/*.
+    """One's own images: ROOT/train/CLASS/* and, if there are any, val and test alike; test alone; or ROOT/CLASS/*.
 
     Args:
         root: the folder; hidden files in it are skipped.
@@ -84,18 +84,19 @@ def folder(root: Path, size: int | None = None) -> Parts:
     if not root.is_dir():
         raise InputError("no such folder", root)
     roots = {part: root / part for part in ("train", "val", "test") if _class_names(root / part)} or {"train": root}
-    if "train" not in roots:
-        raise InputError("no folders train/CLASS", root)
-    classes = _class_names(roots["train"])
+    first = next(part for part in ("train", "test", "val") if part in roots)
+    if first == "val":
+        raise InputError("no folders train/CLASS or test/CLASS", root)
+    classes = _class_names(roots[first])
     if len(classes) < 2:
-        raise InputError(f"{len(classes)} class folders, at least 2 are needed", roots["train"], "train/CLASS/*.png")
+        raise InputError(f"{len(classes)} class folders, at least 2 are needed", roots[first], "train/CLASS/*.png")
 
     images: list[np.ndarray] = []
     labels: dict[str, list[int]] = {part: [] for part in roots}
     for part, place in roots.items():
         for name in _class_names(place):
             if name not in classes:
-                raise InputError(f"class {name} is not among train's", place / name)
+                raise InputError(f"class {name} is not among {first}'s", place / name)
             found = sorted((place / name).rglob("*"))
             files = [f for f in found if f.is_file() and "/." not in f.relative_to(place).as_posix()]
             if not files:

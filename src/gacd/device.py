@@ -8,18 +8,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 
 from gacd.errors import InputError
+
+if TYPE_CHECKING:  # seconds of import that only `launch` needs
+    from lightning_fabric import Fabric
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 
 
-def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: str = "auto") -> tuple[Fabric, str]:
+def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: str = "auto") -> "tuple[Fabric, str]":
     """A started Fabric, and the precision chosen.
 
     Args:
@@ -28,6 +29,9 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
         nodes: machines; torchrun's WORLD_SIZE counts more.
         precision: "auto", "32", "bf16" (autocast) or "64".
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device", "--device cuda", "--device cpu")
     if device == "auto":

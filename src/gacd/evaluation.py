@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from gacd import data as datasets
 from gacd import ranks
-from gacd.attacks import check_threat
-from gacd.attacks.loop import evaluating
+from gacd.attacks.loop import RADII, check_threat, evaluating
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.official import Official
 from gacd.device import exactly
@@ -26,6 +25,7 @@ from gacd.journal import Journal
 from gacd.judge import attacked, logits_of
 from gacd.losses import margin_loss
 from gacd.models.folding import attackable
+from gacd.parser import Ratio
 
 STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs
 DOUBTFUL = {"cpu": 8, "cuda": 64}  # rows at most for images attacked once more in float32: one or two of a hundred
@@ -37,7 +37,7 @@ def evaluate(
     attacks: Sequence[str] = ("pgd20",),
     *,
     norm: str = "Linf",
-    eps: float = 8 / 255,
+    eps: float | str | None = None,
     step_size: float | None = None,
     seed: int = 0,
     chunk: int | None = None,
@@ -55,7 +55,7 @@ def evaluate(
         data: a data set's name (its test images), a `Dataset` or `Split`, (x, y) or a DataLoader of such pairs.
         attacks: such as "pgd20", "margin20x5" (five restarts), "fgsm": see `gacd.attacks.names`.
         norm: "Linf" or "L2".
-        eps: radius, in pixel units.
+        eps: radius, in pixel units, such as 0.1 or "8/255"; 8/255 if absent, in L2 0.5.
         step_size: in pixel units; eps / 4 if absent, which is 2/255 at 8/255.
         seed: of the random starts.
         chunk: images per forward, at most all; 64 on a CPU and 500 on a GPU if absent. Verdicts may differ between
@@ -71,6 +71,7 @@ def evaluate(
     Returns:
         An `Evaluation`.
     """
+    eps = float(Ratio(RADII.get(norm, 0.0) if eps is None else eps))
     step_size = eps / 4 if step_size is None else step_size
     check_threat(norm=norm, eps=eps, step_size=step_size)
     names = [attacks] if isinstance(attacks, str) else attacks
@@ -104,11 +105,12 @@ def evaluate(
         threat: dict[str, Any] = dict(norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1])
         for name, (stages, written) in {name: searches(name, **threat) for name in names}.items():
             began = time.perf_counter()
-            robust, judged, told = correct.clone(), 0, 0
+            robust, judged, told, recalled = correct.clone(), 0, 0, False
             for block in mine.split(len(mine) if len(stages) == 1 else 8 * chunk):
                 for number, stage in enumerate(stages):
                     known, right = journal.recall(name, number)
                     robust[known] &= right
+                    recalled |= bool(len(known))
                     ahead = robust.index_fill(0, known, False)
                     which = block[ahead[block]]
                     if not isinstance(stage, Official):
@@ -127,6 +129,8 @@ def evaluate(
                 done(judged - told)
                 told = judged
             result.record(name, robust, began, written)
+            if recalled:
+                result.seconds.pop(name)
     return result
 
 
@@ -136,7 +140,7 @@ class Evaluation:
 
     Attributes:
         correct: "natural" and each attack -> (N,) bool, True where the image was still classified rightly.
-        seconds: the same keys -> wall time.
+        seconds: the same keys -> wall time; none for an attack that was stopped and goes on.
         threats: each attack -> its norm, eps, step_size and steps.
         classes: that the network knows.
     """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gacd import checkpoint, locks, ranks
 from gacd.errors import InputError
+from gacd.typed import module_of
 
 KEPT = 10_000  # images, of which a journal holds what beat them
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -107,7 +108,7 @@ class Journal:
 
 def code_of(model: nn.Module, source: str) -> str:
     """SHA-256 of ours, of the modules that make the network, and of what these import and is not installed."""
-    ahead = {source.partition(":")[0], *(type(module).__module__ for module in model.modules())}
+    ahead = {module_of(source.partition(":")[0]), *(type(module).__module__ for module in model.modules())}
     seen, files = set[str](), set(Path(__file__).parent.rglob("*.py"))
     while ahead:
         module = sys.modules.get(name := ahead.pop())

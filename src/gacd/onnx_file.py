@@ -15,6 +15,7 @@ from gacd import data as datasets
 from gacd.checkpoint import Opened
 from gacd.errors import GacdError, InputError, UsageError
 from gacd.losses import magnitude
+from gacd.results import named
 from gacd.tables import clean
 
 OPSET = 17
@@ -29,7 +30,7 @@ def ship(
     """Writes a network as ONNX, once onnxruntime agrees with it.
 
     Args:
-        opened: of one of gacd's own architectures.
+        opened: any network.
         path: the file.
         data: a data set: its images to compare on, its classes' names for the file; the run's if None and at hand.
         data_dir: where the data sets lie.
@@ -47,13 +48,15 @@ def ship(
     if images is not None:
         x = datasets.pixels(images.test.images[:MOST])
     elif size is not None:
-        x = noise.uniform(0, torch.arange(MOST), (model.channels, size, size))
+        x = noise.uniform(0, torch.arange(MOST), (getattr(model, "channels", 3), size, size))
     else:
         raise UsageError("how large are the images?", "--size", "the source does not say, and its data is not at hand")
     x_adv = _witnesses(opened, tuple(x.shape[1:]))
-    about = dict(architecture=model.name, weights_sha256=checkpoint.digest(model), num_classes=model.num_classes)
-    about |= dict(channels=model.channels, input_size=x.shape[-1], pixel_range="[0, 1]", gacd_version=version("gacd"))
-    if images is not None and images.num_classes == model.num_classes:
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    about = dict(architecture=named(model), weights_sha256=checkpoint.digest(model), num_classes=classes)
+    about |= dict(channels=x.shape[1], input_size=x.shape[-1], pixel_range="[0, 1]", gacd_version=version("gacd"))
+    if images is not None and images.num_classes == classes:
         about |= dict(class_names=images.classes)
     raw = graph(model, x, about)
     gap = compare(model, Session(raw), torch.cat([x, x_adv]))
@@ -172,8 +175,8 @@ def _images(opened: Opened, data: str | None, data_dir: str | None, size: int | 
         if data:
             raise
         return None
-    if images.channels != opened.model.channels:
-        raise InputError(f"the network takes {opened.model.channels} channels", f"{name} has {images.channels}")
+    if images.channels != (takes := getattr(opened.model, "channels", images.channels)):
+        raise InputError(f"the network takes {takes} channels", f"{name} has {images.channels}")
     return images
 
 

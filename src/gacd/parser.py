@@ -1,7 +1,10 @@
 """A command's parser, filled from the signature and the docstring of what it calls."""
 
 import argparse
+import difflib
 import inspect
+import itertools
+import re
 import types
 import typing
 from collections.abc import Callable, Collection
@@ -99,8 +102,24 @@ class Parser:
             words = [self._dashed(recipe(word, before)) for before, word in zip(["", *argv], argv, strict=False)]
             values = self.parser.parse_args(words)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
-            raise UsageError(" ".join(str(error).split())[:400], "", f"see {self.parser.prog} --help") from None
+            raise self._plainly(" ".join(str(error).split()), argv) from None
         return {name: _bare(values[name]) for names in self.groups.values() for name in names}
+
+    def _plainly(self, said: str, argv: list[str]) -> UsageError:
+        """The parsers' errors in the words of the command line."""
+        known, see = self.parser._option_string_actions, f"see {self.parser.prog} --help"
+        file = next((value for word, value in itertools.pairwise(argv) if word == "--config"), "")
+        if found := re.match(r'Parser key "(\w+)": .*(?:Got value|Given value): (.*)', said):
+            option = "--" + found[1].replace("_", "-")
+            choices = re.search(r"Literal\[(.*?)\]", said)
+            takes = choices[1].replace("'", "") if choices else getattr(known.get(option), "metavar", None)
+            place = "" if any(word.partition("=")[0].replace("_", "-") == option for word in argv) else file
+            return UsageError(f"{option} takes {takes or 'another value'}, not {found[2][:100]}", place, see)
+        if found := re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", said):
+            name, place = (found[1], "") if found[1] else ("--" + found[2].replace("_", "-"), file)
+            near = difflib.get_close_matches(name, known, 1)
+            return UsageError(f"no such option: {name}", place, f"did you mean {near[0]}?" if near else see)
+        return UsageError(said.replace('"<unicode string>"', file)[:400], "", see)
 
     def _dashed(self, word: str) -> str:
         """--data_dir, as it is called in YAML and Python, is --data-dir."""

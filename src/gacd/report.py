@@ -133,12 +133,15 @@ def accuracies(section: Section) -> Table:
         found += [tables.number(value) for value in (published or (None, None)) if known]
         rows.append([Cell(run.name), method, Cell(run.model), size, *shares, *found])
     differ = len({line.n for line in section.lines}) > 1
-    note = NOTE + (" The runs differ in n: their rows are not directly comparable." if differ else "")
+    note = NOTE + " The rows differ in n and are hard to compare: the best are of those with most images." * differ
     if known:
         note += " Paper: what the GACD paper reports for these networks, method and data, whatever the schedule."
     if any(m.suspect for line in section.lines for m in line.attacks.values()):
         note += " SUSPECT is an unverified upper bound: results.json says why. Audits: of the worst case."
-    return Table(section.title, columns, tables.best(rows, columns=(4, worst)), note)
+    most = max((line.n for line in section.lines), default=0)
+    compared = tables.best([row for row, line in zip(rows, section.lines, strict=True) if line.n == most], (4, worst))
+    rows = [compared.pop(0) if line.n == most else row for row, line in zip(rows, section.lines, strict=True)]
+    return Table(section.title, columns, rows, note)
 
 
 def evaluations(run: Run) -> Table:

@@ -47,7 +47,7 @@ def probe(
     """Fits a classifier on frozen features, for the run's own images or others; evaluate and --init then use it.
 
     Args:
-        run: a run directory; with --out also a file in its checkpoints/, ARCH:FILE, or package.module:factory.
+        run: a run directory; with --out also a file in its checkpoints/, ARCH:FILE, or ./FILE.py:FACTORY.
         data: cifar10, cifar100, stl10, digits, or a folder of images; the run's own if absent.
         out: run directory of a classifier apart from the run's own; RUN/probe-DATA for other images, if absent.
         head: "linear" is trained; "teacher" and "student" need no training: class means of that side's bank.

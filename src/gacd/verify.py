@@ -37,7 +37,7 @@ def verify(
     """Checks witness packs of gacd evaluate and has a network judge their images again; exits with 4 if one is INVALID.
 
     Args:
-        source: the network: a run directory, a file in its checkpoints/, ARCH:FILE, package.module:factory, FILE.onnx.
+        source: the network: a run directory, a file in its checkpoints/, ARCH:FILE, ./FILE.py:FACTORY, FILE.onnx.
         packs: files witnesses-*.safetensors beside a results.json.
         data: a data set to compare the images with; a pack's if absent and at hand.
         data_dir: where the data sets lie; $GACD_DATA or ./data if absent.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gacd.errors import InputError
 
 Objective = Callable[[Tensor], Tensor]  # images (B,C,H,W) -> one value per image (B,)
+RADII = {"Linf": 8 / 255, "L2": 0.5}  # those of the field, in pixel units
 
 
 def maximize(

@@ -2,13 +2,13 @@
 
 import ast
 import importlib
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gacd.errors import InputError, UsageError
+from gacd.typed import imported
 
 if TYPE_CHECKING:
     from gacd.methods.base import Method
@@ -35,32 +35,15 @@ def load(method: str) -> "type[Method]":
     Code named by path is run, so it must come from a person, never from a file.
     """
     if method in names():
-        return _only_class(importlib.import_module(f"gacd.methods.{method}"), "")
+        return _only_class(importlib.import_module(f"gacd.methods.{method}"), "", method)
     place, _, name = method.rpartition(":") if ":" in method else (method, "", "")
-    if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            raise InputError("no such method file", place)
-        spec = importlib.util.spec_from_file_location(f"gacd_method_{path.stem}", path)
-        assert spec is not None and spec.loader is not None  # None is for suffixes that are not Python's
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise InputError("cannot import method", f"{place}: {type(error).__name__}: {error}") from None
-    elif name:
-        try:
-            module = importlib.import_module(place)
-        except Exception as error:  # whatever someone else's code raises
-            raise InputError("cannot import method", f"{method}: {type(error).__name__}: {error}") from None
-    else:
-        import difflib
+    if place.endswith(".py") or name:
+        return _only_class(imported(place, "method"), name, place)
+    import difflib
 
-        near = difflib.get_close_matches(method, names(), 1)
-        hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(names()) + ", or ./FILE.py"
-        raise UsageError("unknown method", method, hint)
-    return _only_class(module, name)
+    near = difflib.get_close_matches(method, names(), 1)
+    hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(names()) + ", or ./FILE.py"
+    raise UsageError("unknown method", method, hint)
 
 
 def _parse(path: Path) -> ast.Module:
@@ -78,7 +61,7 @@ def _takes_teacher(tree: ast.Module) -> bool:
     return any(_takes_teacher(_parse(path)) for path in paths if path.is_file())
 
 
-def _only_class(module, name: str) -> "type[Method]":
+def _only_class(module: ModuleType, name: str, place: str) -> "type[Method]":
     from gacd.methods.base import Method
 
     classes = [
@@ -89,7 +72,7 @@ def _only_class(module, name: str) -> "type[Method]":
         and (c.__name__ == name or (not name and c.__module__ == module.__name__))
     ]
     if len(classes) != 1:
-        raise InputError(f"expected one subclass of gacd.methods.base.Method, found {len(classes)}", module.__name__)
+        raise InputError(f"expected one subclass of gacd.methods.base.Method, found {len(classes)}", place)
     return classes[0]
 
 

@@ -13,7 +13,7 @@ from .base import Classifier
 
 State = dict[str, Tensor]
 
-_NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "params")
+_NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
 # 0 and 1: the two parts of Sequential(normalisation, network)
 _PREFIX = re.compile(r"((?:module|model|net|network|backbone|_orig_mod|0|1)\.)+")
 _MOMENT = re.compile(r"(?:norm\w*\.)?(?:(mu|mean)|(sigma|std))")
