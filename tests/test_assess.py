@@ -12,7 +12,7 @@ from test_witness import packs
 from gacd import checkpoint, data, models, witness
 from gacd.audit import FAILED, Audit, Finding
 from gacd.cli import main
-from gacd.journal import Journal, code_of
+from gacd.journal import Journal, code_of_all
 
 ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd4", "--precision", "32"]
 
@@ -148,7 +148,7 @@ def test_it_is_so_whichever_was_evaluated_first(run, find):
     assert found() == {"pgd2": ("TRUSTED", 0)}
     main([*argv, "margin20"])
     assert found() == {"pgd2": ("SUSPECT", 1), "margin20": ("TRUSTED", 0)}
-    main([*argv, "pgd2"])
+    assert main([*argv, "pgd2"]) == 3
     assert found() == {"pgd2": ("SUSPECT", 1), "margin20": ("TRUSTED", 0)}
     main([*argv[:3], "59", *argv[4:], "pgd2"])  # other images
     assert found()["pgd2"] == ("TRUSTED", 0)
@@ -237,19 +237,25 @@ def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(run, monkeypatc
         Path("nets_of_mine").mkdir(exist_ok=True)
         Path(f"nets_of_mine/{name}.py").write_text(NETS.replace("BROKEN", broken))
         for made in ("Net", "made"):  # a factory's network may be torch's own modules around its own
-            seen.add(code_of(checkpoint.load(f"nets_of_mine.{name}:{made}"), f"nets_of_mine.{name}:{made}"))
+            checkpoint.load(f"nets_of_mine.{name}:{made}")
+        seen.add(code_of_all())
     helped = NETS.replace("import torch\n", "import torch\n\nfrom nets_of_mine.helper import g\n", 1)
     Path("nets_of_mine/whole.py").write_text(helped.replace("BROKEN", " * g()"))
     for number in "23":
         Path("nets_of_mine/helper.py").write_text(f"def g():\n    return {number}\n")
-        seen.add(code_of(checkpoint.load("nets_of_mine.whole:Net"), "nets_of_mine.whole:Net"))
-    own = code_of(checkpoint.load(str(run)), "t")
-    assert len(seen | {own}) == 7
-    assert own == code_of(checkpoint.load(str(run)), "t")
+        checkpoint.load("nets_of_mine.whole:Net")
+        seen.add(code_of_all())
+    for factor in (2, 3):
+        Path("a_file.py").write_text(NETS.replace("BROKEN", f" * {factor}"))
+        checkpoint.load("./a_file.py:made")
+        seen.add(code_of_all())
+    assert len(seen) == 6
+    own = code_of_all()
+    assert own in seen
     for name in ("assess.py", "attack.py"):
         (run.parent / name).write_text("")
     monkeypatch.setattr("gacd.journal.__file__", str(run.parent / "assess.py"))
-    assert code_of(checkpoint.load(str(run)), "t") != own
+    assert code_of_all() != own
 
 
 def test_what_can_be_mistaken_is_said(run, find, capsys):

@@ -124,7 +124,7 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("evaluate ./none.py:net --data digits", 1, "no such factory file: ./none.py"),
     ("evaluate ./nets.py:other --data digits", 1, "cannot call factory: ./nets.py:other"),
     ("evaluate t.onnx --data digits", 1, "gacd verify t.onnx PACK"),
-    ("evaluate resnet8:whole.pt --data digits", 1, "more than weights"),
+    ("evaluate resnet8:whole.pt --data digits", 1, "whole.pt holds more than tensors"),
     ("evaluate resnet8-x0.25:page.pt --data digits", 1, "a web page"),
     ("evaluate os.path:join --data digits", 1, "os.path:join"),
     ("evaluate seven --n 10", 1, "fewer classes"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gacd.data import Loader, load
+from gacd.cli import main
+from gacd.data import load
 from gacd.datasets import PUBLIC, download
 from gacd.errors import InputError
 
@@ -242,10 +243,11 @@ def test_downloads_are_encrypted():
     assert all(url.startswith("https://") for _, url, *_ in PUBLIC.values())
 
 
-def test_a_test_part_alone_is_for_evaluation(tmp_path):
+def test_a_test_part_alone_is_for_evaluation(tmp_path, capsys):
     save_images(tmp_path / "test", n=2)
     images = load(str(tmp_path))
     assert (len(images.train), len(images.val), len(images.test)) == (0, 0, 2 * len(images.classes))
     assert any("can only be evaluated on" in note for note in images.notes)
-    with pytest.raises(InputError, match="no images to train on"):
-        Loader(images.train, batch_size=4)
+    for command in ("train nfgsm --model resnet8-x0.1", "train standard --model resnet8-x0.1"):
+        assert main([*command.split(), "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.count("gacd: error: there are no images to train on") == 2

@@ -22,7 +22,7 @@ from gacd.device import launch
 from gacd.errors import InputError, NotFinite, Stopped, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
-from gacd.journal import KEPT, Journal, code_of
+from gacd.journal import KEPT, Journal, code_of_all
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
 
@@ -137,7 +137,7 @@ def evaluate(
     code = results.provenance(fabric.device)
     keep = max(witnesses, MOST)
     known = dict(attacks=attacks, device=fabric.device.type, versions=code["versions"], keep=keep)
-    known |= dict(code=code_of(model, source))
+    known |= dict(code=fabric.broadcast(code_of_all()))
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=results.named(model), device=fabric.device.type)
@@ -199,13 +199,14 @@ def evaluate(
                         if where and audits == "quick" and (doubts := results.doubted(where, new)):
                             found[-1].findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
                             new = results.entries(result, origin | code, found[-1], "full")
+                        if where:
+                            new = results.add(where, new, model)
+                            outcome.compare(new, found[-1])
                         if where and witnesses:
                             kept = split.take(torch.arange(min(witnesses, len(split))))
                             packs.append(where / witness.file_name(norm, radius, journal.name))
                             told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
                             witness.write(packs[-1], kept, result, beaten, **told)
-                        if where:
-                            new = results.add(where, new, model)
                         rows += new[1:] if rows else new  # the natural images are the same at every radius
                         seconds = result.seconds if len(eps) == 1 else {}
     if not first:
@@ -232,7 +233,7 @@ def resumable(where: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if not where:
+        if not where or not list(where.glob(".evaluation-*/*.pt")):
             raise
         raise Stopped(signal.SIGINT, where) from None
 

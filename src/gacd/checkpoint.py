@@ -75,7 +75,7 @@ def open_source(source: str, *, mean: list[float] | None = None, std: list[float
     if is_factory(source):
         if mean or std:
             raise UsageError("a factory's network normalises itself", source, "leave out --mean and --std")
-        return _open_factory(architecture, place)
+        return _open_factory(*source.rsplit(":", 1))
     if colon and Path(f"{architecture}.py").is_file():
         raise UsageError("no such architecture", source, f"a factory in a file is ./{architecture}.py:{place}")
     if colon:
@@ -261,7 +261,7 @@ def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: 
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile or broken file makes the safe readers raise
         if "Weights only load failed" in str(error):
-            raise InputError("more than weights, which only running its code could read", path, SAVED) from None
+            raise InputError("cannot be read safely as weights", f"{path} holds more than tensors", SAVED) from None
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError("cannot be read safely as weights", f"{path}: {reason}", SAVED) from None
     model, notes = from_state(architecture, state, mean=mean, std=std)

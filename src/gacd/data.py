@@ -132,8 +132,6 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ):
-        if not len(split):
-            raise InputError("there are no images to train on", "no train part")
         self.batch_size = min(batch_size, len(split))
         if self.batch_size < 1 or self.batch_size % world_size:
             raise InputError(

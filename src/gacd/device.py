@@ -67,20 +67,23 @@ def fast_bfloat16(device: str) -> bool:
 
 @contextmanager
 def exactly() -> Iterator[None]:
-    """Inside, float32 means it, whatever the caller has set: no autocast, and CUDA as after `exact_on_cuda`."""
+    """Inside, no autocast, matrix products and CUDA as after `exact_on_cuda`; refused where newer flags forbid that."""
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by torch.backends.cuda.matmul.fp32_precision, which it does not read
-        before = "high"
+    except RuntimeError:  # which it cannot read
+        fix = 'set them back to "none"'
+        raise InputError("float32 is not float32 here", "torch.backends' fp32_precision", fix) from None
     convolutions = torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
     with convolutions, torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        torch.set_float32_matmul_precision("highest")
+        if before != "highest":
+            torch.set_float32_matmul_precision("highest")
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            if before != "highest":
+                torch.set_float32_matmul_precision(before)
 
 
 def exact_on_cuda() -> None:

@@ -86,8 +86,9 @@ def evaluate(
     def fetch(where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
-    _try(model, _pixels(x[:1], device))
     first = _pixels(x[:chunk], device)
+    with exactly():
+        check_network(model, first[:1])
     with exactly(), attackable(model, first, anew=True, compile=compile) as quick, torch.no_grad():
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
         logits = logits_of(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
@@ -230,10 +231,10 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
     return x.cpu(), y.long().cpu()
 
 
-def _try(model: nn.Module, x: Tensor) -> None:
+def check_network(model: nn.Module, x: Tensor) -> None:
     """Raises InputError for a network that is no classifier of images such as x (1,C,H,W)."""
     try:
-        with evaluating(model), torch.no_grad(), exactly():
+        with evaluating(model), torch.no_grad():
             logits = model(x)
     except Exception as error:  # of any type: the network may be anyone's
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,7 +1,6 @@
 """What an evaluation has judged so far, kept beside its results: one that was killed goes on where it stopped."""
 
 import hashlib
-import inspect
 import json
 import shutil
 import sys
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gacd import checkpoint, locks, ranks
 from gacd.errors import InputError
-from gacd.typed import module_of
 
 KEPT = 10_000  # images, of which a journal holds what beat them
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -106,19 +104,13 @@ class Journal:
                 yield part
 
 
-def code_of(model: nn.Module, source: str) -> str:
-    """SHA-256 of ours, of the modules that make the network, and of what these import and is not installed."""
-    ahead = {module_of(source.partition(":")[0]), *(type(module).__module__ for module in model.modules())}
-    seen, files = set[str](), set(Path(__file__).parent.rglob("*.py"))
-    while ahead:
-        module = sys.modules.get(name := ahead.pop())
-        path = Path(getattr(module, "__file__", None) or __file__)
-        seen.add(name)
-        files.add(path)
-        if module and not name.startswith("gacd.") and not INSTALLED & set(path.parts):
-            parts = [part for part in vars(module).values() if inspect.ismodule(part) or callable(part)]
-            names = {part.__name__ if inspect.ismodule(part) else getattr(part, "__module__", None) for part in parts}
-            ahead |= {name for name in names if isinstance(name, str)} - seen
+def code_of_all() -> str:
+    """SHA-256 of our code and of all else that is imported and not installed, such as a network's own."""
+    files = set(Path(__file__).parent.rglob("*.py"))
+    for module in list(sys.modules.values()):
+        path = Path(getattr(module, "__file__", None) or "")
+        if path.is_file() and not INSTALLED & set(path.parts):
+            files.add(path)
     h = hashlib.sha256()
     for path in sorted(files):
         h.update(path.read_bytes())

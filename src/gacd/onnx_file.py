@@ -14,6 +14,7 @@ from gacd import checkpoint, noise, witness
 from gacd import data as datasets
 from gacd.checkpoint import Opened
 from gacd.errors import GacdError, InputError, UsageError
+from gacd.evaluation import check_network
 from gacd.losses import magnitude
 from gacd.results import named
 from gacd.tables import clean
@@ -52,6 +53,7 @@ def ship(
     else:
         raise UsageError("how large are the images?", "--size", "the source does not say, and its data is not at hand")
     x_adv = _witnesses(opened, tuple(x.shape[1:]))
+    check_network(model, x[:1])
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
     about = dict(architecture=named(model), weights_sha256=checkpoint.digest(model), num_classes=classes)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gacd import results
-from gacd.audit import Audit
+from gacd.audit import Audit, Finding
 from gacd.audits.case import CROSS_ENTROPY
 from gacd.cli import Ratio
 from gacd.errors import Invalid, Suspect
@@ -26,6 +26,14 @@ def show(rows: list[dict[str, Any]], seconds: dict[str, float], say: Console) ->
     for row in rows:
         if blind := [doubt for doubt in row.get("doubts", []) if results.BLIND in doubt]:
             say.print(f"{row['attack']} at eps {row['eps']} is SUSPECT: {blind[0]}", markup=False)
+
+
+def compare(rows: list[dict[str, Any]], audit: Audit) -> None:
+    """Adds to the audit that the headline is in doubt beside evaluations before it: the worst entry of the new ones."""
+    attacked = [row for row in rows if "verdict" in row]
+    worst = min(attacked, key=lambda row: row["correct"], default={})
+    if worst.get("verdict") == "SUSPECT" and not audit.exit_code:
+        audit.findings.append(Finding(results.BLIND, "suspect", f"{worst['attack']} is in doubt", "the worst counts"))
 
 
 def conclude(found: list[Audit], eps: list[float], say: Console, audits: str) -> None:

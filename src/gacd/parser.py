@@ -116,6 +116,8 @@ class Parser:
             place = "" if any(word.partition("=")[0].replace("_", "-") == option for word in argv) else file
             return UsageError(f"{option} takes {takes or 'another value'}, not {found[2][:100]}", place, see)
         if found := re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", said):
+            if found[1] and not found[1].startswith("-"):
+                return UsageError("one argument too many", found[1], see)
             name, place = (found[1], "") if found[1] else ("--" + found[2].replace("_", "-"), file)
             near = difflib.get_close_matches(name, known, 1)
             return UsageError(f"no such option: {name}", place, f"did you mean {near[0]}?" if near else see)

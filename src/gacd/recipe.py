@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gacd import assess, checkpoint, records
+from gacd.attacks.loop import RADII
 from gacd.cli import Parser, Ratio, plain, training_parser
 from gacd.errors import InputError
 from gacd.runs import FREE, check_options, story
@@ -166,11 +167,12 @@ def _evaluated(folder: Path, argv: list[str]) -> bool:
     parser = Parser("gacd evaluate", "")
     parser.add(assess.evaluate)
     asked = parser.read(argv)
+    radii = asked["eps"] or [RADII[asked["norm"]]]
     found = [
         m for m in records.read(folder, "").measured if asked["data"] in (None, m.data) and m.norm == asked["norm"]
     ]
     whole = [m for m in found if m.n == min(asked["n"] or m.split, m.split)]
-    return {(a, Ratio(eps)) for a in asked["attacks"] for eps in asked["eps"]} <= {(m.attack, m.eps) for m in whole}
+    return {(a, Ratio(eps)) for a in asked["attacks"] for eps in radii} <= {(m.attack, m.eps) for m in whole}
 
 
 def _exists(path: Path | None) -> bool:

@@ -209,7 +209,9 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
     for row in rows:
         found = [[line for part in parts if (line := part.line(runs[path]))] for path in row.runs if path in runs]
         measured = [_measured(of_run[0]) for of_run in found if of_run]
-        images = [next((m.data, m.n) for m in of_run.values()) for of_run in measured]
+        images = [next((m.data, m.n, m.row.get("data_sha256")) for m in of_run.values()) for of_run in measured]
+        if len({sha256 for *_, sha256 in images} - {None}) < 2:  # of older entries it is not known
+            images = [(data, n, None) for data, n, _ in images]
         most = max(images, key=images.count, default=None)
         alike = [of_run for of_run, same in zip(measured, images, strict=True) if same == most]
         costs = [spent for path in row.runs if (spent := cost.spent(path)) is not None]

@@ -167,10 +167,13 @@ def _commit() -> str | None:
 
 def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same, in doubt where an attack of several steps leaves many images that others beat, whenever that was."""
-    attacked = [i for i, row in enumerate(rows) if "verdict" in row and _counted(row)]
-    for i in attacked:
+    attacked = [(i, _threat(row)) for i, row in enumerate(rows) if "verdict" in row and _counted(row)]
+    least: dict[str, int] = {}
+    for i, threat in attacked:
+        least[threat] = min(rows[i]["correct"], least.get(threat, rows[i]["correct"]))
+    for i, threat in attacked:
         row, doubts = rows[i], _of_audits(rows[i])
-        hidden = row["correct"] - min(rows[j]["correct"] for j in attacked if _threat(rows[j]) == _threat(row))
+        hidden = row["correct"] - least[threat]
         if row.get("steps") != 1 and hidden > max(HIDDEN * row["n"], 10):
             says = f"they beat {hidden} more of {row['n']} images"
             doubts.append(str(Finding(BLIND, "suspect", says, "count the worst case")))
@@ -194,7 +197,7 @@ def _of_audits(row: dict[str, Any]) -> list[str]:
 
 def _key(row: dict[str, Any]) -> str:
     step = row.get("step_size")
-    with suppress(ValueError, ZeroDivisionError):
+    with suppress(TypeError, ValueError):
         step = f"{Ratio(step):.6g}" if step is not None else None  # older entries have six digits
     return json.dumps([step if name == "step_size" else row.get(name) for name in SAME])
 

@@ -101,6 +101,8 @@ def probe(
         val_size=val_size,
         seed=held.get("seed", seed),
     )
+    if not len(images.train):
+        raise InputError("there are no images to train on", data, "a folder of them is ROOT/train/CLASS")
     radius = float(Ratio(known.get("eps", 8 / 255))) if eps is None else eps
     options: dict[str, Any] = dict(solver=solver, select=select, weight_decays=weight_decays, epochs=epochs, lr=lr)
     options |= dict(eps=radius, step_size=step_size, steps=steps, seed=seed)

@@ -1,5 +1,6 @@
 """Code named by whoever types a command: a method or a factory in "./mine.py" or in "package.module"."""
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -11,7 +12,9 @@ from gacd.errors import InputError
 
 def module_of(place: str) -> str:
     """The name under which the module of a place is imported."""
-    return f"gacd_typed_{Path(place).stem}" if place.endswith(".py") else place
+    if not place.endswith(".py"):
+        return place
+    return f"gacd_typed_{Path(place).stem}_{hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:8]}"
 
 
 def imported(place: str, what: str) -> ModuleType:
