@@ -12,7 +12,7 @@ from test_witness import packs
 from gacd import checkpoint, data, models, witness
 from gacd.audit import FAILED, Audit, Finding
 from gacd.cli import main
-from gacd.journal import Journal, code_of_all
+from gacd.journal import Journal
 
 ARGV = ["evaluate", "t", "--n", "60", "--attacks", "fgsm", "pgd4", "--precision", "32"]
 
@@ -201,61 +201,6 @@ def test_a_teacher_is_refused_where_it_cannot_be_used(run, find, capsys):
     assert "only full audits transfer attacks: --teacher t (--audits full)" in said
     assert "the teacher's num_classes is 3, the data's 10: other" in said
     assert not (run / "results.json").exists()
-
-
-NETS = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(64, 10)
-
-    def forward(self, x):
-        return self.layer(x.mean(1).flatten(1))BROKEN
-
-def made():
-    return nn.Sequential(nn.Identity(), Net())
-"""
-
-
-def test_a_network_of_which_nothing_can_be_followed_is_no_bug_of_ours(run, capsys):
-    """Its gradient is cut off: the audits say so."""
-    Path("cuts").mkdir()
-    Path("cuts/off.py").write_text(NETS.replace("BROKEN", ".detach()"))
-    argv = ["evaluate", "cuts.off:Net", "--data", "digits", *ARGV[2:], "--out", "cut"]
-    assert main(argv) == 4
-    assert "the gradient" in " ".join(capsys.readouterr().out.split())
-
-
-def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(run, monkeypatch):
-    monkeypatch.syspath_prepend(str(run.parent))
-    seen = set()
-    for name, broken in (("sound", ""), ("scaled", " * 2")):
-        Path("nets_of_mine").mkdir(exist_ok=True)
-        Path(f"nets_of_mine/{name}.py").write_text(NETS.replace("BROKEN", broken))
-        for made in ("Net", "made"):  # a factory's network may be torch's own modules around its own
-            checkpoint.load(f"nets_of_mine.{name}:{made}")
-        seen.add(code_of_all())
-    helped = NETS.replace("import torch\n", "import torch\n\nfrom nets_of_mine.helper import g\n", 1)
-    Path("nets_of_mine/whole.py").write_text(helped.replace("BROKEN", " * g()"))
-    for number in "23":
-        Path("nets_of_mine/helper.py").write_text(f"def g():\n    return {number}\n")
-        checkpoint.load("nets_of_mine.whole:Net")
-        seen.add(code_of_all())
-    for factor in (2, 3):
-        Path("a_file.py").write_text(NETS.replace("BROKEN", f" * {factor}"))
-        checkpoint.load("./a_file.py:made")
-        seen.add(code_of_all())
-    assert len(seen) == 6
-    own = code_of_all()
-    assert own in seen
-    for name in ("assess.py", "attack.py"):
-        (run.parent / name).write_text("")
-    monkeypatch.setattr("gacd.journal.__file__", str(run.parent / "assess.py"))
-    assert code_of_all() != own
 
 
 def test_what_can_be_mistaken_is_said(run, find, capsys):

@@ -78,8 +78,7 @@ def train(
         val_size=val_size,
         seed=fit_options["seed"],
     )
-    if not len(images.train):
-        raise InputError("there are no images to train on", data, "a folder of them is ROOT/train/CLASS")
+    prepare.check_train(images)
     fabric, chosen = launch(device, devices, nodes, precision)
     say = Console(stderr=True, highlight=False, quiet=fabric.global_rank > 0)
     options = dict(method=method, model=None, data=data, teacher=teacher, init=init, cost_of=cost_of)

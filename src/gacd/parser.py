@@ -108,7 +108,8 @@ class Parser:
     def _plainly(self, said: str, argv: list[str]) -> UsageError:
         """The parsers' errors in the words of the command line."""
         known, see = self.parser._option_string_actions, f"see {self.parser.prog} --help"
-        file = next((value for word, value in itertools.pairwise(argv) if word == "--config"), "")
+        words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+        file = next((value for word, value in itertools.pairwise(words) if word == "--config"), "")
         if found := re.match(r'Parser key "(\w+)": .*(?:Got value|Given value): (.*)', said):
             option = "--" + found[1].replace("_", "-")
             choices = re.search(r"Literal\[(.*?)\]", said)

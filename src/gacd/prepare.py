@@ -28,6 +28,12 @@ def check_ranges(options: dict[str, Any]) -> None:
         check_threat(**{n: options[n] for n in ("eps", "step_size", "steps") if n in options})
 
 
+def check_train(images: Dataset) -> None:
+    """Refuses data that can only be evaluated on."""
+    if not len(images.train):
+        raise InputError("there are no images to train on", images.name, "a folder of them is ROOT/train/CLASS")
+
+
 def student(model: str | None, started: Opened | None, images: Dataset) -> tuple[models.Classifier, list[str]]:
     """The network to train: a new one, or --init's, with a fresh head for other classes; and what to say about it."""
     if started is None:

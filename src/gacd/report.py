@@ -139,8 +139,7 @@ def accuracies(section: Section) -> Table:
     if any(m.suspect for line in section.lines for m in line.attacks.values()):
         note += " SUSPECT is an unverified upper bound: results.json says why. Audits: of the worst case."
     most = max((line.n for line in section.lines), default=0)
-    compared = tables.best([row for row, line in zip(rows, section.lines, strict=True) if line.n == most], (4, worst))
-    rows = [compared.pop(0) if line.n == most else row for row, line in zip(rows, section.lines, strict=True)]
+    rows = tables.best(rows, columns=(4, worst), among=[line.n == most for line in section.lines])
     return Table(section.title, columns, rows, note)
 
 

@@ -96,11 +96,16 @@ def number(
     return Cell(f"{text} ± {spread:.{decimals}f}", (value, spread), best)
 
 
-def best(rows: Sequence[Sequence[Cell]], columns: Collection[int]) -> list[list[Cell]]:
-    """The rows, with the highest number of each of some columns marked."""
-    highest = {i: max([row[i].values[0] for row in rows if row[i].values], default=None) for i in columns}
+def best(
+    rows: Sequence[Sequence[Cell]], columns: Collection[int], among: Sequence[bool] | None = None
+) -> list[list[Cell]]:
+    """The rows, with the highest number of each of some columns marked, among all or those rows that `among` says."""
+    among = [True] * len(rows) if among is None else among
+    compared = [row for row, counts in zip(rows, among, strict=True) if counts]
+    highest = {i: max([row[i].values[0] for row in compared if row[i].values], default=None) for i in columns}
     return [
-        [c._replace(best=bool(c.values) and c.values[0] == highest.get(i)) for i, c in enumerate(row)] for row in rows
+        [c._replace(best=counts and bool(c.values) and c.values[0] == highest.get(i)) for i, c in enumerate(row)]
+        for row, counts in zip(rows, among, strict=True)
     ]
 
 

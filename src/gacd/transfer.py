@@ -16,6 +16,7 @@ from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
 from gacd.heads import prototypes
+from gacd.prepare import check_train
 from gacd.probe import probe as best_head
 from gacd.probe import settled, with_head
 from gacd.progress import Progress
@@ -101,8 +102,7 @@ def probe(
         val_size=val_size,
         seed=held.get("seed", seed),
     )
-    if not len(images.train):
-        raise InputError("there are no images to train on", data, "a folder of them is ROOT/train/CLASS")
+    check_train(images)
     radius = float(Ratio(known.get("eps", 8 / 255))) if eps is None else eps
     options: dict[str, Any] = dict(solver=solver, select=select, weight_decays=weight_decays, epochs=epochs, lr=lr)
     options |= dict(eps=radius, step_size=step_size, steps=steps, seed=seed)

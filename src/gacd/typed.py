@@ -10,13 +10,6 @@ from types import ModuleType
 from gacd.errors import InputError
 
 
-def module_of(place: str) -> str:
-    """The name under which the module of a place is imported."""
-    if not place.endswith(".py"):
-        return place
-    return f"gacd_typed_{Path(place).stem}_{hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:8]}"
-
-
 def imported(place: str, what: str) -> ModuleType:
     """Runs a file, or imports a module. The place must come from a person, never from a file.
 
@@ -29,7 +22,8 @@ def imported(place: str, what: str) -> ModuleType:
             return importlib.import_module(place)
         if not Path(place).is_file():
             raise InputError(f"no such {what} file", place)
-        spec = importlib.util.spec_from_file_location(module_of(place), place)
+        number = hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:8]  # files may have one name
+        spec = importlib.util.spec_from_file_location(f"gacd_typed_{Path(place).stem}_{number}", place)
         assert spec is not None and spec.loader is not None  # None is for suffixes that are not Python's
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -1,0 +1,100 @@
+"""Code of one's own: factories and methods, where they lie and when they have changed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gacd import checkpoint
+from gacd.cli import main
+from gacd.journal import code_of_all
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.mean(1).flatten(1))BROKEN
+
+def made():
+    return nn.Sequential(nn.Identity(), Net())
+"""
+
+
+def test_a_network_of_which_nothing_can_be_followed_is_no_bug_of_ours(place, capsys):
+    """Its gradient is cut off: the audits say so."""
+    Path("cuts").mkdir()
+    Path("cuts/off.py").write_text(NETS.replace("BROKEN", ".detach()"))
+    assert (
+        main(
+            [
+                "evaluate",
+                "cuts.off:Net",
+                "--data",
+                "digits",
+                "--n",
+                "60",
+                "--attacks",
+                "pgd4",
+                "--precision",
+                "32",
+                "--out",
+                "cut",
+            ]
+        )
+        == 4
+    )
+    assert "the gradient" in " ".join(capsys.readouterr().out.split())
+
+
+def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(place, monkeypatch):
+    monkeypatch.syspath_prepend(str(place))
+    seen = set()
+    for name, broken in (("sound", ""), ("scaled", " * 2")):
+        Path("nets_of_mine").mkdir(exist_ok=True)
+        Path(f"nets_of_mine/{name}.py").write_text(NETS.replace("BROKEN", broken))
+        for made in ("Net", "made"):  # a factory's network may be torch's own modules around its own
+            checkpoint.load(f"nets_of_mine.{name}:{made}")
+        seen.add(code_of_all())
+    helped = NETS.replace("import torch\n", "import torch\n\nfrom nets_of_mine.helper import g\n", 1)
+    Path("nets_of_mine/whole.py").write_text(helped.replace("BROKEN", " * g()"))
+    for number in "23":
+        Path("nets_of_mine/helper.py").write_text(f"def g():\n    return {number}\n")
+        checkpoint.load("nets_of_mine.whole:Net")
+        seen.add(code_of_all())
+    for factor in (2, 3):
+        Path("a_file.py").write_text(NETS.replace("BROKEN", f" * {factor}"))
+        checkpoint.load("./a_file.py:made")
+        seen.add(code_of_all())
+    assert len(seen) == 6
+    own = code_of_all()
+    assert own in seen
+    for name in ("assess.py", "attack.py"):
+        (place / name).write_text("")
+    monkeypatch.setattr("gacd.journal.__file__", str(place / "assess.py"))
+    assert code_of_all() != own
+
+
+def test_factories_and_methods_may_lie_where_they_are_typed(place, monkeypatch, capsys):
+    (place / "of_mine").mkdir()
+    (place / "of_mine/nets.py").write_text("import gacd\n\ndef net():\n    return gacd.models.build('resnet8-x0.25')\n")
+    (place / "of_mine/ways.py").write_text("from gacd.methods import KD\n\nclass Mine(KD):\n    pass\n")
+    before = [path for path in sys.path if path]
+    monkeypatch.setattr(sys, "path", list(before))
+    assert main(["evaluate", "of_mine.nets:net", "--data", "digits", "--n", "20", "--attacks", "fgsm"]) in (0, 3, 4)
+    main(["check", "of_mine.ways:Mine"])
+    assert sys.path == [*before, str(place)]
+    assert "cannot import" not in capsys.readouterr().err
