@@ -220,6 +220,8 @@ def test_init_with_other_classes(tmp_path, capsys):
     assert new.num_classes == 10
     assert torch.allclose(new.conv1.weight, old.conv1.weight, atol=1e-6)
     assert torch.equal(new.mean, old.mean)
+    assert new.bn1.num_batches_tracked == 5
+    assert not torch.allclose(new.bn1.running_mean, old.bn1.running_mean, atol=1e-3)
 
 
 @pytest.mark.parametrize(("method", "by"), [("standard", "val_natural"), ("pgdat --steps 1", "val_robust")])

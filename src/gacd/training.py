@@ -81,6 +81,7 @@ def fit(
     if loader.batch_size < 2 * fabric.world_size:
         raise UsageError("batch norms need two images a process", f"--batch-size {batch_size}", "a larger one")
     method.student.head.requires_grad_(method.trains_head)
+    method.train()  # a student that was loaded is in eval mode
     method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         [p for p in method.parameters() if p.requires_grad], lr, momentum=0.9, weight_decay=weight_decay
