@@ -213,6 +213,7 @@ def test_maximize_equals_a_literal_loop(norm):
         (dict(eps=8.0), "did you mean 8/255"),
         (dict(step_size=2.0), "did you mean 2/255"),
         (dict(eps=-0.1), "eps must be"),
+        (dict(eps="8/255"), "eps must be a number >= 0: 8/255"),
         (dict(eps=float("nan")), "eps must be"),
         (dict(eps=float("inf"), norm="L2"), "eps must be"),
         (dict(step_size=float("nan")), "step_size must be"),

@@ -275,6 +275,21 @@ def test_digest_is_of_the_weights_alone(tmp_path):
     assert digest(model) != digest(network())
 
 
+def test_digest_tells_apart_what_no_state_dict_holds():
+    def other(shift, note):
+        class Noted(torch.nn.Linear):
+            def get_extra_state(self):
+                return dict(note=note)
+
+        model = Noted(2, 2, device="meta").to_empty(device="cpu").requires_grad_(False)
+        model.weight.zero_(), model.bias.zero_()
+        model.register_buffer("shift", torch.tensor(shift), persistent=False)
+        return digest(model)
+
+    assert other(0.0, "a") == other(0.0, "a") != other(0.5, "a")
+    assert other(0.0, "a") != other(0.0, "b")
+
+
 def test_shipped_file(tmp_path, capsys):
     model = network()
     payload = dict(model=model.config(), weights=model.state_dict(), record=dict(data="digits", size=8))

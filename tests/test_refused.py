@@ -41,23 +41,6 @@ def test_classes_in_another_order_are_no_teacher_s_and_cost_init_its_head(digits
     assert not torch.equal(made.head.weight, head)
 
 
-def test_a_run_goes_on_with_its_own_images_and_teacher_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    argv = ["train", "standard", *QUICK, "--epochs", "1", "--out", "run"]
-    assert main(argv) == 0
-    last = tmp_path / "run/checkpoints/last.pt"
-    state = checkpoint.read(last)
-    checkpoint.write(last, state | dict(data_sha256="another"))
-    capsys.readouterr()
-    assert main(argv) == 1
-    checkpoint.write(last, state | dict(method=state["method"] | {"student.fc.weight": torch.zeros(3, 3)}))
-    assert main(argv) == 1
-    said = capsys.readouterr().err
-    assert "the training images are not those that it was started with: run (another --out)" in said
-    assert "it was started with another teacher: run: " in said
-    assert "Traceback" not in said
-
-
 def test_a_batch_norm_needs_two_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "standard", *QUICK, "--batch-size", "1", "--out", "run"]) == 2

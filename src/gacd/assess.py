@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from gacd import checkpoint, outcome, ranks, results, witness
 from gacd import data as datasets
@@ -17,12 +18,12 @@ from gacd.attacks.loop import RADII, check_threat
 from gacd.attacks.names import parse_attack
 from gacd.audit import MOST, Audit, Finding, audit
 from gacd.audits.fresh import Fresh
-from gacd.datasets import Split
+from gacd.data import Dataset, Split
 from gacd.device import launch
 from gacd.errors import InputError, NotFinite, Stopped, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
-from gacd.journal import KEPT, Journal, code_of_all
+from gacd.journal import KEPT, Beaten, Journal, code_of_all
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
 
@@ -99,16 +100,11 @@ def evaluate(
     if teacher and audits != "full":
         raise UsageError("only full audits transfer attacks", f"--teacher {teacher}", "--audits full")
     opened = checkpoint.open_source(source, mean=mean, std=std)
-    data = datasets.spelled(data) if data else opened.record.get("data")
-    if data is None:
-        raise UsageError("which images?", "--data", "the source does not say")
-    same = data == opened.record.get("data")
-    images = datasets.load(data, data_dir=data_dir, size=opened.record.get("size") if same and size is None else size)
+    if not opened.has_classifier:
+        raise InputError("there is no trained classifier to evaluate", source, f"gacd probe {opened.run or source}")
+    images = _images(opened, data, data_dir, size)
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
-    guide = checkpoint.load(teacher) if teacher else None
-    for what in ("num_classes", "channels"):
-        if guide and (known := getattr(guide, what, None)) not in (None, getattr(images, what)):
-            raise InputError(f"the teacher's {what} is {known}, the data's {getattr(images, what)}", teacher)
+    guide = _teacher(teacher, images) if teacher else None
     if devices > len(split):
         raise UsageError("more processes than images", f"{devices} > {len(split)}", "a lower --devices")
     fabric, chosen = launch(device, devices, precision=precision)
@@ -124,7 +120,8 @@ def evaluate(
     for note in [*opened.notes, *(note for note in images.notes if note.startswith("test:"))]:
         say.print(note, markup=False)
     if first and opened.record.get("classes") not in (None, images.classes):
-        print(f"gacd: warning: {source} was made for other classes than {data}, or another order", file=sys.stderr)
+        says = f"was made for other classes than {images.name}, or another order"
+        print(f"gacd: warning: {source} {says}", file=sys.stderr)
     where = Path(out) if out else opened.run
     if where is None:
         say.print("nothing is kept of this evaluation without --out: no results.json, and a stopped one starts anew")
@@ -177,38 +174,18 @@ def evaluate(
                     if not first:
                         continue
                     beaten = journal.witnesses()
-                    x, x_adv = _tried(split, beaten)
-                    found.append(
-                        audit(
-                            model,
-                            x,
-                            split.labels[:MOST],
-                            **threat,
-                            correct=result.correct if result else None,
-                            x_adv=x_adv if result else None,
-                            fresh=fresh,
-                            teacher=guide,
-                            full=audits == "full",
-                        )
-                    )
-                    if not result and found[-1].exit_code < 4:
-                        found[-1].findings.append(NOT_FINITE)
+                    shown = dict(threat, fresh=fresh, teacher=guide, full=audits == "full")
+                    found.append(_audited(model, split, result, beaten, **shown))
                     journal.settled = not found[-1].unfinished
                     if result and found[-1].exit_code < 4:
-                        new = results.entries(result, origin | code, found[-1], audits)
-                        if where and audits == "quick" and (doubts := results.doubted(where, new)):
-                            found[-1].findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
-                            new = results.entries(result, origin | code, found[-1], "full")
-                        if where:
-                            new = results.add(where, new, model)
-                            outcome.compare(new, found[-1])
+                        new = _entered(where, result, origin | code, found[-1], audits, model)
+                        rows += new[1:] if rows else new  # the natural images are the same at every radius
+                        seconds = result.seconds if len(eps) == 1 else {}
                         if where and witnesses:
                             kept = split.take(torch.arange(min(witnesses, len(split))))
                             packs.append(where / witness.file_name(norm, radius, journal.name))
                             told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
                             witness.write(packs[-1], kept, result, beaten, **told)
-                        rows += new[1:] if rows else new  # the natural images are the same at every radius
-                        seconds = result.seconds if len(eps) == 1 else {}
     if not first:
         return
     if result and result.classes > images.num_classes:
@@ -225,6 +202,50 @@ def evaluate(
         for pack in packs:
             say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
     outcome.conclude(found, eps, say, audits)
+
+
+def _images(opened: checkpoint.Opened, data: str | None, data_dir: str | None, size: int | None) -> Dataset:
+    """The data set named, or the one that the source was trained on, at the source's size if it is that one."""
+    data = datasets.spelled(data) if data else opened.record.get("data")
+    if data is None:
+        raise UsageError("which images?", "--data", "the source does not say")
+    if size is None and data == opened.record.get("data"):
+        size = opened.record.get("size")
+    return datasets.load(data, data_dir=data_dir, size=size)
+
+
+def _teacher(source: str, images: Dataset) -> nn.Module:
+    """The network from which attacks are transferred, if it is one for such images."""
+    model = checkpoint.load(source)
+    for what in ("num_classes", "channels"):
+        if (known := getattr(model, what, None)) not in (None, getattr(images, what)):
+            raise InputError(f"the teacher's {what} is {known}, the data's {getattr(images, what)}", source)
+    return model
+
+
+def _audited(model: nn.Module, split: Split, result: Evaluation | None, beaten: Beaten, **options: Any) -> Audit:
+    """The audits of one radius; `result` is None of a network that is not finite somewhere."""
+    x, x_adv = _tried(split, beaten)
+    known = dict[str, Any](correct=result.correct, x_adv=x_adv) if result else {}
+    found = audit(model, x, split.labels[:MOST], **known, **options)
+    if not result and found.exit_code < 4:
+        found.findings.append(NOT_FINITE)
+    return found
+
+
+def _entered(
+    where: Path | None, result: Evaluation, about: dict[str, Any], found: Audit, audits: str, model: nn.Module
+) -> list[dict[str, Any]]:
+    """One radius's entries as results.json holds them now: what stands there may leave this one in doubt."""
+    rows = results.entries(result, about, found, audits)
+    if not where:
+        return rows
+    if audits == "quick" and (doubts := results.doubted(where, rows)):
+        found.findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
+        rows = results.entries(result, about, found, "full")
+    rows = results.add(where, rows, model)
+    outcome.compare(rows, found)
+    return rows
 
 
 @contextmanager
@@ -258,7 +279,7 @@ def _together(measure: Callable[..., Evaluation], *args: Any, **options: Any) ->
     return result.union()
 
 
-def _tried(split: Split, beaten: tuple[torch.Tensor, torch.Tensor, list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tried(split: Split, beaten: Beaten) -> tuple[Tensor, Tensor]:
     """The first images (m,C,H,W) in [0,1], and the same with those that were beaten replaced by what beat them."""
     x = split.images[:MOST]
     x = datasets.pixels(x) if x.dtype == torch.uint8 else x

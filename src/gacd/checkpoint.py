@@ -16,7 +16,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gacd import models, ranks
 from gacd.errors import GacdError, InputError, UsageError
@@ -56,6 +56,15 @@ class Opened:
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)  # what its run said of it: data, method, validation
     run: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.has_classifier:
+            self.notes.append("its features are trained, its classifier is not: gacd probe fits one")
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether its head was trained, as far as is known: not yet in a run that trains features alone."""
+        return self.record.get("head") != "untrained"
 
 
 def open_source(source: str, *, mean: list[float] | None = None, std: list[float] | None = None) -> Opened:
@@ -196,7 +205,10 @@ def ship(opened: Opened, path: Path, *, half: bool = False) -> None:
 def digest(model: nn.Module) -> str:
     """SHA-256 of a network's weights and buffers, by name: the same for equal weights whatever file held them."""
     h = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((dict(model.named_buffers()) | model.state_dict()).items()):  # buffers not saved, too
+        if not isinstance(tensor, Tensor):  # some module's get_extra_state
+            h.update(f"{name} {tensor!r}".encode())
+            continue
         h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
@@ -212,7 +224,8 @@ def _open_own(path: Path) -> Opened:
     payload = read(path)
     model = _rebuilt(path, payload.get("model"), payload.get("weights"))
     run = path.parent.parent if path.parent.name == "checkpoints" else None
-    return Opened(model.eval(), path.stem, record=payload.get("record", {}), run=run)
+    record = payload.get("record")
+    return Opened(model.eval(), path.stem, record=record if isinstance(record, dict) else {}, run=run)
 
 
 def _rebuilt(path: Path, config: Any, weights: Any) -> models.Classifier:

@@ -87,7 +87,7 @@ def train(
         torch.manual_seed(fit_options["seed"])
         student, notes = prepare.student(model, started, images)
         if started and started.record.get("data") == data:
-            held = held_out(config(started.run) if started.run else started.record)
+            held = held_out(started)
             if held != {name: value for name, value in dict(fit_options, val_size=val_size).items() if name in held}:
                 notes.append("--init held out other images: what it was trained on helps to choose the best weights")
         arguments: dict[str, Any] = dict(student=student, labels=images.train.labels)
@@ -100,8 +100,12 @@ def train(
         say.print(f"teacher {teacher}: {note}", markup=False)
     if not built.trains_head and not len(images.val):
         raise UsageError("the probe needs held-out images", "--val-size 0", "at least 1")
-    price = cost.price(built, images, epochs=fit_options["epochs"], init=init, aim=cost_of)
-    if cost_of and fit_options["milestones"]:
+    aim = cost_of
+    if aim and any((run / "checkpoints").glob("*.pt")):  # its epochs are settled, wherever that run is now
+        aim, kept = None, config(run)
+        fit_options = fit_options | {name: kept.get(name) for name in ("epochs", "milestones")}
+    price = cost.price(built, images, epochs=fit_options["epochs"], init=init, aim=aim)
+    if aim and fit_options["milestones"]:
         scale = price["epochs"] / fit_options["epochs"]
         fit_options = fit_options | dict(milestones=[round(m * scale) for m in fit_options["milestones"]])
     fit_options = fit_options | dict(epochs=price["epochs"])
@@ -118,7 +122,7 @@ def train(
         began(run, price, chosen, fabric.device, stage | dict(weights=method_options.get("weights")), init)
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
-            if not built.trains_head:
+            if not built.trains_head and not (run / "checkpoints/probe.pt").exists():  # or one was chosen since
                 eps = getattr(built, "eps", 8 / 255)
                 fit_head(run, images, say, eps=eps, seed=fit_options["seed"], device=fabric.device)
             best = summary["best"]
@@ -174,8 +178,7 @@ def export(
         agreed = onnx_file.ship(opened, Path(onnx), data=data, data_dir=data_dir, size=size)
         print(f"{what}: {Path(onnx).stat().st_size / 1000:.0f} kB in {onnx}; {agreed}")
     if out:  # last, for --half rounds the weights
-        if opened.run and (opened.run / "config.yaml").exists():
-            opened.record |= held_out(config(opened.run))
+        opened.record |= held_out(opened)
         checkpoint.ship(opened, Path(out), half=half)
         print(f"{what}: {Path(out).stat().st_size / 1000:.0f} kB in {out}")
 

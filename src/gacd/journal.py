@@ -15,6 +15,7 @@ from torch import Tensor
 from gacd import checkpoint, locks, ranks
 from gacd.errors import InputError
 
+Beaten = tuple[Tensor, Tensor, list[str]]  # positions (m,), what beat the images there (m,C,H,W), by which attack
 KEPT = 10_000  # images, of which a journal holds what beat them
 NOTHING = torch.empty(0, dtype=torch.int64)
 INSTALLED = {"site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}"}
@@ -55,8 +56,8 @@ class Journal:
         self.written += 1
         self._learn(part)
 
-    def witnesses(self) -> tuple[Tensor, Tensor, list[str]]:
-        """Positions (m,), ascending, of beaten images, what beat them (m,C,H,W), and by which attack."""
+    def witnesses(self) -> Beaten:
+        """What beat images of which more was kept than verdicts, by position, ascending."""
         parts = [part for part in self._parts() if len(part["new"])]  # of no more than `keep` images
         if not parts:
             return NOTHING, torch.empty(0), []

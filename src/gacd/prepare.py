@@ -14,7 +14,7 @@ from gacd.evaluation import evaluate
 LIMITS = {
     **dict.fromkeys(("epochs", "val_every", "log_every", "batch_size", "devices", "nodes"), (1, 1e9)),
     **dict.fromkeys(("clip", "weight_decay", "save_every", "val_steps"), (0, 1e9)),
-    **dict(lr=(1e-12, 1e9), ema=(0, 1), seed=(-(2**63), 2**63 - 1)),
+    **dict(lr=(1e-12, 1e9), ema=(0, 0.999999), seed=(-(2**63), 2**63 - 1)),
 }
 
 

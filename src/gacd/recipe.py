@@ -1,6 +1,7 @@
 """Recipes: shell scripts of `gacd ...` lines, what of them is missing, and what each line makes and reads."""
 
 import itertools
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise InputError("the recipe fails", f"{path}: {reason}", "it may hold shell words, `gacd` and `row` alone")
     lines = [line.split("\0") for line in done.stdout.split("\0\n")[:-1]]
-    commands = [words for kind, *words in lines if kind == "gacd"]
+    commands = [_apart(words) for kind, *words in lines if kind == "gacd"]
     said = [words for kind, *words in lines if kind == "row"]
     if not all(map(any, commands)) or not all(words[2:] for words in said):
         raise InputError("the recipe fails", f"{path}: a bare `gacd`, or a `row` that is not `row TABLE CELL RUN...`")
@@ -139,6 +140,11 @@ def script(name: str, folder: str) -> Path:
 def _read(path: Path, known: set[Path]) -> list[Path]:
     """What of the known a word names: itself, and the classifier that a run was given later."""
     return [made for made in (path, path / PROBE) if made in known]
+
+
+def _apart(words: list[str]) -> list[str]:
+    """--out=RUN as two words, as the others are."""
+    return [part for word in words for part in (word.split("=", 1) if re.match(r"--[\w-]+=", word) else [word])]
 
 
 def makes(argv: list[str]) -> Path | None:

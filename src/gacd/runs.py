@@ -1,5 +1,6 @@
 """A run directory: what training keeps on disk, who may write there, and how a run comes back."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -29,7 +30,9 @@ class Run:
     def __init__(self, out: Path, method: Method, optimizer: Any, average: AveragedModel | None, data: Dataset):
         self.out, self.method, self.optimizer, self.average = out, method, optimizer, average
         self.origin = dict(data=data.name, size=data.size, classes=data.classes, method=type(method).__name__.lower())
-        self.data_sha256 = fingerprint(data.train)
+        self.given = dict(data_sha256=fingerprint(data.train))
+        if method.teacher is not None:
+            self.given["teacher_sha256"] = checkpoint.digest(method.teacher)
         self.logged = 0  # bytes of metrics.jsonl that belong to the newest checkpoint
         self.best: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
@@ -51,13 +54,14 @@ class Run:
         state = checkpoint.read_newest(folder / "last.pt", folder / "previous.pt")
         if state is None:
             return 0
-        if state.get("data_sha256", self.data_sha256) != self.data_sha256:
-            raise InputError("the training images are not those that it was started with", self.out, "another --out")
+        for name, what in dict(data_sha256="training images are", teacher_sha256="teacher is").items():
+            if name in state and state[name] != self.given.get(name):
+                raise InputError(f"the {what} not what it was started with", self.out, "another --out")
         try:
             self.method.load_state_dict(state["method"])
         except RuntimeError as error:
             what = " ".join(str(error).split())[:200]
-            raise InputError("it was started with another teacher", f"{self.out}: {what}", "another --out") from None
+            raise InputError("its method has changed since", f"{self.out}: {what}", "another --out") from None
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -99,11 +103,13 @@ class Run:
         if row.get(by, 0.0) >= self.best.get(by, 0.0):
             self.best = row | {"epoch": epoch}
             if self.writes:
+                (self.out / "checkpoints" / "probe.pt").unlink(missing_ok=True)  # a classifier of the weights before
                 checkpoint.write(self.out / "checkpoints" / "best.pt", self.network(self.best))
 
     def network(self, row: dict[str, Any]) -> dict[str, Any]:
         student = self.weights
-        return dict(model=student.config(), weights=student.state_dict(), record=self.origin | row)
+        record = self.origin | row | ({} if self.method.trains_head else dict(head="untrained"))
+        return dict(model=student.config(), weights=student.state_dict(), record=record)
 
     @property
     def age(self) -> float:
@@ -120,7 +126,7 @@ class Run:
                 logged=self.metrics.seek(0, 2),
                 best=self.best,
                 last=self.last,
-                data_sha256=self.data_sha256,
+                **self.given,
             )
             with checkpoint.writing(self.out / "metrics.jsonl"):
                 os.fsync(self.metrics.fileno())  # the checkpoint promises its length
@@ -167,9 +173,11 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
         options: flat names and plain values.
         free: names of options that may change between a run and its resume.
     """
-    path = out / "config.yaml"
-    if any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt", "probe.pt")):
+    path, kept = out / "config.yaml", {file.name for file in (out / "checkpoints").glob("*.pt")}
+    if kept & {"last.pt", "previous.pt", "probe.pt"}:
         check_options(out, dict.fromkeys(config(out)) | options, free)
+    elif kept and story(out).get("seconds") is not None:
+        raise InputError("the run is finished, and its checkpoints/last.pt is gone", out, "another --out")
     elif ranks.rank() == 0:
         checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
 
@@ -206,10 +214,10 @@ def began(
 
 def ended(out: Path) -> None:
     """Notes in run.json that the training is complete, and how long it took over all of its resumes."""
-    try:
-        rows = [json.loads(line)["seconds"] for line in (out / "timing.jsonl").read_text().splitlines()]
-    except (OSError, ValueError, KeyError):  # times are worth no failure
-        rows = []
+    rows, timing = [], out / "timing.jsonl"
+    for line in timing.read_text(errors="replace").splitlines() if timing.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a full disk cut
+            rows.append(float(json.loads(line)["seconds"]))
     seconds = sum(max(b - a, 0) for a, b in itertools.pairwise(rows))  # falls are resumes
     _tell(out, story(out) | dict(seconds=round(seconds)))
 
@@ -227,8 +235,9 @@ def _tell(out: Path, content: dict[str, Any]) -> None:
     checkpoint.replace(out / "run.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def held_out(options: dict[str, Any]) -> dict[str, int]:
-    """Of a run's options, or a shipped file's record, those that say which images it held out."""
+def held_out(opened: checkpoint.Opened) -> dict[str, int]:
+    """Which images a source's training held out, by its run's config.yaml, else by its own record."""
+    options = config(opened.run) if opened.run and (opened.run / "config.yaml").exists() else opened.record
     return {name: value for name in ("seed", "val_size") if type(value := options.get(name)) is int}
 
 

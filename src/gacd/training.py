@@ -118,7 +118,9 @@ def fit(
                 average.update_parameters(method.student)
             done = step + 1
             if done % log_every == 0 or done == last:
-                losses = {name: float(value.detach()) for name, value in values.items()}
+                logged = torch.stack([value.detach().double() for value in values.values()])
+                ranks.average_([logged])
+                losses = dict(zip(values, logged.tolist(), strict=True))
                 run.log(step=done, epoch=epoch, lr=rate, **losses)
                 progress.losses(losses)
             progress.step(done)

@@ -90,7 +90,7 @@ def probe(
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(network).__name__, "ARCH:FILE")
     described = not apart or (opened.run and (opened.run / "config.yaml").exists())
     known = config(opened.run or path) if described else {}
-    held = (known or held_out(opened.record)) if same else {}  # else images that the trunk was trained on would choose
+    held = held_out(opened) if same else {}  # else images that the trunk was trained on would choose
     if val_size is None:
         val_size = held.get("val_size", 1000)
     elif val_size != held.get("val_size", val_size):

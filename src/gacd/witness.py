@@ -24,6 +24,7 @@ from gacd.attacks.names import parse_attack
 from gacd.datasets import Split
 from gacd.errors import InputError, Invalid
 from gacd.evaluation import Evaluation
+from gacd.journal import Beaten
 from gacd.parser import Ratio, exact
 from gacd.results import fingerprint
 
@@ -89,7 +90,7 @@ class Pack:
         return numbers | dict(worst=int(right.all(0).sum()))
 
 
-def write(path: Path, split: Split, result: Evaluation, found: tuple[Tensor, Tensor, list[str]], **about: Any) -> None:
+def write(path: Path, split: Split, result: Evaluation, found: Beaten, **about: Any) -> None:
     """Packs the first images of an evaluation.
 
     Args:

@@ -72,7 +72,7 @@ def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, step
     if norm not in ("Linf", "L2"):
         raise InputError("unknown norm", norm, "one of Linf, L2")
     for name, value in (("eps", eps), ("step_size", step_size)):
-        if not value >= 0 or value == float("inf"):
+        if isinstance(value, str) or not value >= 0 or value == float("inf"):
             raise InputError(f"{name} must be a number >= 0", value)
         if norm == "Linf" and value > 1:
             raise InputError(f"{name} is larger than the pixels' range [0,1]", value, f"did you mean {value:g}/255?")
