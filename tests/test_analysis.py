@@ -130,8 +130,8 @@ def test_every_number_of_the_page_stands_in_its_column(result, taught):
     for kind, name in zip(kinds, ("natural", "adversarial"), strict=True):
         shares = [kind["errors"][key] for key in ("wrong", "wrong_by_chance", "same", "same_by_chance")]
         expected.append([name, str(kind["errors"]["errors"]), *(f"{100 * share:.1f}" for share in shares)])
-    shares = [lying["misclassified_before"]]
-    shares += [lying[crafted][key] for crafted in ("fixed", "own") for key in ("wrong_cluster", "misclassified")]
+    sets, keys = ("before", "fixed", "own"), ("wrong_cluster", "misclassified")
+    shares = [lying[images][key] for images in sets for key in keys]
     distances = [f"{lying[key]:.2f}" for key in ("intra", "inter", "ratio")]
     expected.append(distances + [f"{100 * share:.1f}" for share in shares])
     assert found == expected
@@ -161,7 +161,7 @@ def test_a_network_beside_itself_differs_in_nothing_and_without_an_attack_nothin
     (clusters,) = result["clusters"]["networks"].values()
     assert result["clusters"]["fixed"] == 0
     assert clusters["fixed"] is None
-    assert clusters["own"]["misclassified"] == clusters["misclassified_before"]
+    assert clusters["own"] == clusters["before"]
     (row,) = result["students"].values()
     for kind in ("natural", "adversarial"):
         assert row[kind]["correlation"]["difference"] == 0

@@ -72,6 +72,12 @@ def test_means_and_spreads_are_those_of_a_sample():
     assert b[6].best and not a[6].best
 
 
+def test_few_images_do_not_compete():
+    runs = [run(f"a-{s}", s, 0.4) for s in (0, 1)] + [run(f"b-{s}", s, 0.6, n=50) for s in (0, 1)]
+    best = {row[-1].text: (row[4].best, row[-2].best) for row in over_seeds(Section("c", runs), grouped(runs)).rows}
+    assert best == {"1000": (True, True), "50": (False, False)}
+
+
 def test_nothing_repeated_no_table():
     runs = [run("a-0", 0, 0.4), run("b-0", 0, 0.5), run("a-1", 1)]
     assert over_seeds(Section("c", runs), grouped(runs)) is None

@@ -11,12 +11,12 @@ from gacd.sections import percent, sections
 def test_numbers_are_the_right_ones(tmp_path):
     rows = [
         entry("natural", 0.9),
-        entry("pgd20", 0.45, "8/255"),
+        entry("pgd20", 0.44, "8/255"),
         entry("fgsm", 0.6, "8/255"),
         entry("pgd20", 0.2, "16/255"),
     ]
     rows += [
-        entry("pgd20", 0.44, "8/255", seed=1),
+        entry("pgd20", 0.45, "8/255", seed=1),
         entry("worst", 0.43, "8/255"),
         entry("pgd20", 0.7, "4/255", versions=3, commit=None),
     ]
@@ -61,6 +61,24 @@ def test_a_line_is_of_the_images_evaluated_last(tmp_path):
     (line,) = section.lines
     found = [line.natural, *line.attacks.values(), line.worst]
     assert [round(m.accuracy, 6) for m in found] == [0.9, 0.05, 0.05, 0.05]
+    make(tmp_path / "b", "b", [entry("pgd20", 0.6, "4/255", data_sha256="a"), *attacked[2:4], entry("natural", 0.8)])
+    (section,) = sections(collect([str(tmp_path / "b")]))
+    assert section.robust(section.runs[0], "pgd20") == [(0.0, 0.8), (8 / 255, attacked[2]["accuracy"])]
+
+
+def test_only_what_was_attacked_alike_and_is_not_in_doubt_is_ranked(tmp_path):
+    rows = [entry("natural", 0.9), entry("pgd20", 0.5, "8/255")]
+    make(tmp_path, "masked", [rows[0], entry("pgd20", 0.85, "8/255", verdict="SUSPECT", doubts=["x"])])
+    for name in "ab":
+        make(tmp_path, name, rows)
+    (section,) = sections(collect([str(tmp_path)]))
+    assert [line.run.name for line in section.lines] == ["a", "b", "masked"]
+    assert section.comparable == [True, True, False]
+    make(tmp_path, "c", [*rows, entry("autoattack", 0.4, "8/255")])
+    (section,) = sections(collect([str(tmp_path)]))
+    assert not any(section.comparable)
+    assert all(section.whole)
+    assert "not attacked alike" in page(tmp_path)[0]
 
 
 def test_of_equal_numbers_the_one_in_doubt_is_shown(tmp_path):

@@ -48,12 +48,13 @@ def test_numbers_are_rounded_signed_and_may_be_missing():
 
 
 def test_the_best_of_a_column_is_bold_and_missing_ones_are_not():
-    rows = best([[Cell("a"), number(1.0)], [Cell("b"), number(2.0)], [Cell("c"), number(None)]], columns=[1])
+    rows = best([[Cell("a"), number(1.0)], [Cell("b"), number(2.0)], [Cell("c"), number(None)]], {1: [True] * 3})
     assert [[cell.best for cell in row] for row in rows] == [[False, False], [False, True], [False, False]]
     made = Table("T", [Column("x"), Column("y", True)], rows)
     assert "| b | **2.00** |" in markdown(made)
     assert r"b & \textbf{2.00} \\" in latex(made)
-    assert best([[number(None)]], columns=[0]) == [[number(None)]]
+    assert best([[number(None)]], {0: [True]}) == [[number(None)]]
+    assert [row[0].best for row in best([[number(v)] for v in (3.0, 1.0, 2.0)], {0: [False, True, True]})] == [0, 0, 1]
 
 
 def test_markdown_is_escaped():

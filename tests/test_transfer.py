@@ -75,7 +75,7 @@ def test_a_probe_of_other_images_is_a_run_of_its_own(there, capsys):
     assert opened.model.num_classes == 3
     images = load("grey", size=8, seed=3)
     expected = regress(features(source, images.train), images.train.labels, 3, record["weight_decay"])
-    assert record["weight_decay"] != 0.1 or torch.allclose(opened.model.head.weight, expected.weight, atol=1e-4)
+    assert torch.allclose(opened.model.head.weight, expected.weight, atol=2e-3)  # weights of up to 2
 
     assert main(f"evaluate {out} --attacks pgd7 margin20".split()) == 0
     assert {r["attack"] for r in json.loads((out / "results.json").read_text())["results"]} >= {"pgd7", "margin20"}

@@ -18,7 +18,7 @@ from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.information import Pairs, information
 from gacd.lineup import Network, Seen, check, crafted, load, networks, observe, towards
-from gacd.prepare import check_ranges
+from gacd.prepare import check_ranges, check_train
 from gacd.progress import Progress
 
 
@@ -89,6 +89,7 @@ def analyze(
     everyone = list({net.source: net for net in (guide, *students)}.values())
     everyone = everyone if host in everyone else [host, *everyone]
     images = load(data, students, guide, data_dir, size)
+    check_train(images)
     for net in everyone:
         check(net, guide, images)
     pair = two_classes(images, classes)
@@ -125,9 +126,8 @@ def analyze(
         originals, seen, groups = attacked.images[:points], {}, {}
         for net in everyone:
             own = on_host[:points] if net is host else attack(net, originals, aims[:points], loss=towards)
-            numbers, groups[net.name] = clusters(net, sample, shown, dict(fixed=fixed, own=own), pair, chunk)
-            wrong = observe(net, originals, chunk).classes != pair[1]
-            seen[net.name] = dict(numbers, misclassified_before=share(wrong))
+            sets = dict(before=originals, fixed=fixed, own=own)
+            seen[net.name], groups[net.name] = clusters(net, sample, shown, sets, pair, chunk)
 
     first, second = (images.classes[label] for label in pair)
     if not len(fixed):
@@ -209,13 +209,13 @@ def likeness(t: Seen, s: Seen, y: Tensor) -> dict[str, Any]:
 def clusters(
     net: Network, sample: Split, shown: Sequence[Split], sets: Mapping[str, Tensor], pair: Sequence[int], chunk: int
 ) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
-    """Two classes and the adversarial images between them, as one network sees them (the paper's Figure 5).
+    """Two classes and the attacked images between them, as one network sees them (the paper's Figure 5).
 
     Args:
         net: the network; features count as directions from their mean over `sample`.
         sample: test images of all classes.
         shown: images of the two classes.
-        sets: name -> (N,C,H,W) adversarial images of the second class; N may be 0.
+        sets: name -> (N,C,H,W) other images of the second class, attacked or not; N may be 0.
         pair: the classes' labels.
         chunk: images per forward.
 

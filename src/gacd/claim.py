@@ -49,7 +49,7 @@ def _block(section: Section, line: Line) -> str:
         "Clean accuracy": _share(line.natural) if line.natural else UNKNOWN,
         "Robust accuracy": _share(official) if official else UNKNOWN,
         "Additional data": _additional(run, section.data),
-        "Evaluation method": _method(line),
+        "Evaluation method": _method(section, line),
         "Checkpoint and code": f"{UNKNOWN}: where they can be fetched. {_weights(run)}",
     }
     asked = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in fields.items())
@@ -59,11 +59,17 @@ def _block(section: Section, line: Line) -> str:
     return f"\n{title}\n\n{asked}\n" + (f"\nBefore it is sent:\n\n{caveats}\n" if caveats else "") + command
 
 
-def _method(line: Line) -> str:
+def _method(section: Section, line: Line) -> str:
     tried = ", ".join(name for name in line.attacks if name != OFFICIAL)
     if OFFICIAL in line.attacks:
         return "AutoAttack" + (f"; beside it {tried}" if tried else "")
-    return f"{tried or 'no attack'}; AutoAttack was not run"
+    return f"{tried or 'no attack'}; {_unclaimed(section, line)}"
+
+
+def _unclaimed(section: Section, line: Line) -> str:
+    """Why a line, of the most images, has no AutoAttack."""
+    fewer = [other.n for other in section.lines if other.run is line.run and OFFICIAL in other.attacks]
+    return f"AutoAttack was run on {max(fewer)} images only" if fewer else "AutoAttack was not run"
 
 
 def _caveats(section: Section, line: Line) -> list[str]:
@@ -72,7 +78,7 @@ def _caveats(section: Section, line: Line) -> list[str]:
         bound = (
             f" {_share(line.worst)} under the attacks that were run is an upper bound, no claim." if line.worst else ""
         )
-        said.append(f"AutoAttack was not run, and RobustBench ranks by it.{bound}")
+        said.append(f"{_unclaimed(section, line)}, and RobustBench ranks by it.{bound}")
     elif line.worst and line.worst.accuracy < line.attacks[OFFICIAL].accuracy:
         said.append(f"Other attacks found more than AutoAttack: {_share(line.worst)} withstood all of them.")
     claimed = [m for m in (line.attacks.get(OFFICIAL), line.worst) if m and m.suspect]

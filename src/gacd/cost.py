@@ -1,7 +1,6 @@
 """What training costs: floating-point operations counted on the method itself, in units of a student's forward."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 from gacd.data import Dataset, pixels
 from gacd.errors import InputError
 from gacd.methods.base import Method
+from gacd.runs import run_of, story
 
 IMAGES = 4  # that are counted; the operations per image hardly depend on the batch
 
@@ -33,7 +33,7 @@ def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: 
     Raises:
         InputError: `aim` or the run of `init` has no record of its cost, or starting alone costs as much.
     """
-    before = 0.0 if init is None else spent(Path(init))
+    before = 0.0 if init is None else spent(run_of(init))
     found: dict[str, Any] = dict(count(method, data), images=len(data.train), epochs=epochs, before=before)
     if aim is not None:
         wanted = spent(Path(aim))
@@ -50,9 +50,9 @@ def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: 
 def spent(run: Path) -> float | None:
     """Operations of a run's training and of those before it, from its run.json; None where there is none."""
     try:
-        cost = json.loads((run / "run.json").read_text(encoding="utf-8"))["cost"]
+        cost = story(run)["cost"]
         return cost["before"] + cost["flops"] * cost["images"] * cost["epochs"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

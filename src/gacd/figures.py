@@ -39,12 +39,13 @@ Line = Sequence[tuple[float, float]]
 
 
 class Point(NamedTuple):
-    """A run's natural and robust accuracy, the latter with its interval, as shares."""
+    """A run's natural and robust accuracy, the latter with its interval, as shares; drawn hollow if it is in doubt."""
 
     natural: float
     robust: float
     low: float
     high: float
+    doubted: bool = False
 
 
 class Picture(NamedTuple):
@@ -59,15 +60,17 @@ def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
     """Robust against natural accuracy, with the Pareto front: the others' where one run beats all, as a teacher may."""
     with rc_context(STYLE):
         figure, axes = _axes(len(points), "natural accuracy", f"robust accuracy, {threat}")
-        shown = [(p.natural, p.robust) for p in points.values() if p]
+        shown = [(p.natural, p.robust) for p in points.values() if p and not p.doubted]
         front = pareto(shown)
         if len(front) == 1:
             front = pareto([point for point in shown if point not in front]) or front
-        axes.plot(*zip(*front, strict=True), color="#b0b0b0", drawstyle="steps-pre", zorder=1, gid="front")
+        if front:
+            axes.plot(*zip(*front, strict=True), color="#b0b0b0", drawstyle="steps-pre", zorder=1, gid="front")
         for i, p in enumerate(points.values()):
             if p:
                 axes.vlines(p.natural, p.low, p.high, _look(i)["color"], linewidth=0.8)
-                axes.plot(p.natural, p.robust, **_look(i), linestyle="", gid=f"run{i}")
+                inside = dict(markerfacecolor="white") if p.doubted else {}
+                axes.plot(p.natural, p.robust, **_look(i) | inside, linestyle="", gid=f"run{i}")
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, high - 0.1) - 0.02, high + 0.01)  # or a tenth of a per cent would look like a gulf
         for axis in (axes.xaxis, axes.yaxis):
@@ -219,5 +222,6 @@ def _percent(share: float, _: float) -> str:
 
 
 def short(name: str, length: int = 30) -> str:
-    """The end of a name, which tells it from others."""
-    return name if len(name) <= length else "…" + name[1 - length :]
+    """A name's two ends: what tells it from others is the folder in front, or the run behind."""
+    front = length // 2
+    return name if len(name) <= length else f"{name[:front]}…{name[front + 1 - length :]}"

@@ -80,8 +80,8 @@ def mean_point(points: Sequence[figures.Point | None]) -> figures.Point | None:
     shown = [point for point in points if point]
     if len(shown) < 2:
         return shown[0] if shown else None
-    natural, robust, *_ = zip(*shown, strict=True)
-    return figures.Point(statistics.fmean(natural), statistics.fmean(robust), min(robust), max(robust))
+    natural, robust, *_, doubted = zip(*shown, strict=True)
+    return figures.Point(statistics.fmean(natural), statistics.fmean(robust), min(robust), max(robust), any(doubted))
 
 
 def mean_line(lines: Sequence[figures.Line]) -> figures.Line:
@@ -99,11 +99,16 @@ def over_seeds(section: Section, groups: Sequence[Group]) -> Table | None:
         lines.setdefault((place[id(line.run)], line.n), []).append(line)
     if all(len(same) < 2 for same in lines.values()):
         return None
-    rows = [_row(section, groups[i].name, n, same) for (i, n), same in lines.items()]
-    rows.sort(key=lambda row: -row[-2].values[0] if row[-2].values else -100.0)
+    places = {id(line): place for place, line in enumerate(section.lines)}
+    rows, ranked = [], []
+    for (i, n), same in lines.items():
+        rows.append(_row(section, groups[i].name, n, same))
+        ranked.append([all(may[places[id(line)]] for line in same) for may in (section.whole, section.comparable)])
+    whole, comparable = zip(*ranked, strict=True)
     columns = [Column("run"), Column("method"), Column("model"), Column("seeds", True)]
     columns += [Column(name, True, ("mean", "sd")) for name in ("natural", *section.attacks, "worst")]
-    rows = tables.best(rows, columns=(4, len(columns) - 1))
+    rows = tables.best(rows, {4: whole, len(columns) - 1: comparable})
+    rows.sort(key=lambda row: ("unverified" in row[-2].note, -row[-2].values[0] if row[-2].values else 1.0))
     return Table(f"{section.title}, over seeds", [*columns, Column("n", True)], rows, NOTE)
 
 

@@ -14,7 +14,7 @@ from gacd.data import Dataset, pixels
 from gacd.errors import InputError, UsageError
 from gacd.losses import cross_entropy
 from gacd.models.folding import attackable
-from gacd.runs import config
+from gacd.runs import config, run_of
 
 
 class Network(NamedTuple):
@@ -73,8 +73,7 @@ def taught(run: Path | None) -> dict[str, Any] | None:
         options = config(run)
         if options.get("teacher"):
             return options
-        start = Path(str(options.get("init") or ""))
-        run = start.parent.parent if start.parent.name == "checkpoints" else start
+        run = run_of(str(options.get("init") or ""))
     return None
 
 
@@ -105,7 +104,7 @@ def load(
     if data is None and len(known) != 1:
         what = "the runs were trained on different data" if known else "which images? the runs do not say"
         raise UsageError(what, ", ".join(known), "--data says which")
-    data = data or next(iter(known))
+    data = datasets.spelled(data) if data else next(iter(known))
     return datasets.load(data, data_dir=data_dir, size=size or known.get(data, {}).get("size"))
 
 

@@ -29,7 +29,7 @@ def check_ranges(options: dict[str, Any]) -> None:
 
 
 def check_train(images: Dataset) -> None:
-    """Refuses data that can only be evaluated on."""
+    """Refuses data that nothing can be fitted on."""
     if not len(images.train):
         raise InputError("there are no images to train on", images.name, "a folder of them is ROOT/train/CLASS")
 

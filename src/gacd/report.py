@@ -132,14 +132,16 @@ def accuracies(section: Section) -> Table:
         found = [_interval(line.worst), _plain(line.n), _verdict(line)]
         found += [tables.number(value) for value in (published or (None, None)) if known]
         rows.append([Cell(run.name), method, Cell(run.model), size, *shares, *found])
-    differ = len({line.n for line in section.lines}) > 1
-    note = NOTE + " The rows differ in n and are hard to compare: the best are of those with most images." * differ
+    note = NOTE
+    if not all(section.whole):
+        note += " The rows differ in n and are hard to compare: the best are of those with most images."
+    if len({frozenset(line.attacks) for line in section.lines if line.worst}) > 1:
+        note += " The rows were not attacked alike: who had fewer attacks looks more robust."
     if known:
         note += " Paper: what the GACD paper reports for these networks, method and data, whatever the schedule."
     if any(m.suspect for line in section.lines for m in line.attacks.values()):
         note += " SUSPECT is an unverified upper bound: results.json says why. Audits: of the worst case."
-    most = max((line.n for line in section.lines), default=0)
-    rows = tables.best(rows, columns=(4, worst), among=[line.n == most for line in section.lines])
+    rows = tables.best(rows, {4: section.whole, worst: section.comparable})
     return Table(section.title, columns, rows, note)
 
 
@@ -220,7 +222,7 @@ def _training(groups: Sequence[Group]) -> list[Markup]:
 def _point(line: Line | None) -> figures.Point | None:
     if line is None or line.natural is None or line.worst is None:
         return None
-    return figures.Point(line.natural.accuracy, line.worst.accuracy, *line.worst.interval)
+    return figures.Point(line.natural.accuracy, line.worst.accuracy, *line.worst.interval, line.worst.suspect)
 
 
 def _text(runs: list[Run], form: str) -> str:

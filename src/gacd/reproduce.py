@@ -244,7 +244,25 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
         cells.append(tables.Cell(f"{operations:.3g}", (operations,)) if operations else tables.Cell(tables.MISSING))
         cells += [tables.number(value) for value in (line.theirs or (None, None))] if about["cells"] else []
         body.append([tables.Cell(line.cell.replace("/", " / ")), *cells])
-    return tables.Table(about["title"], columns, body, about.get("note", ""))
+    return tables.Table(about["title"], columns, body, " ".join(filter(None, [_note(lines), about.get("note", "")])))
+
+
+def _note(lines: Sequence[Line]) -> str:
+    """What the numbers of a table are."""
+    measured = [m for line in lines for of_run in line.measured for m in of_run.values()]
+    threats = dict.fromkeys(f"{m.norm} {m.eps}" for m in measured if m.attack != "natural")
+    images = dict.fromkeys(f"{m.n:,}" for m in measured)
+    said = (
+        f"Per cent of {' or '.join(images)} test images{', attacked within ' * bool(threats)}{' or '.join(threats)}."
+        * bool(measured)
+    )
+    if any(m.attack == "worst" for m in measured):
+        said += " worst: withstood every attack here."
+    if any(len(line.measured) > 1 for line in lines):
+        said += " ±: sample standard deviation over seeds."
+    if any(line.costs for line in lines):
+        said += " Operations: floating-point ones of the training and of those before it, without the teacher's."
+    return said.strip()
 
 
 def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
@@ -272,7 +290,7 @@ def _point(measured: dict[str, Measured], attack: str) -> figures.Point | None:
     if "natural" not in measured or attack not in measured:
         return None
     robust = measured[attack]
-    return figures.Point(measured["natural"].accuracy, robust.accuracy, *robust.interval)
+    return figures.Point(measured["natural"].accuracy, robust.accuracy, *robust.interval, robust.suspect)
 
 
 def _share(line: Line, attack: str, doubted: bool) -> tables.Cell:

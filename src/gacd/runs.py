@@ -207,7 +207,7 @@ def began(
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         start = dict(time=now, precision=precision, **provenance(device))
         starts = [*story(out).get("starts", []), start]
-        before = [] if init is None else story(Path(init)).get("stages")
+        before = [] if init is None else story(run_of(init)).get("stages")
         before = before if isinstance(before, list) else [{}]  # nobody knows
         _tell(out, dict(format=1, stages=[*before, stage], cost=cost, starts=starts))
 
@@ -222,11 +222,17 @@ def ended(out: Path) -> None:
     _tell(out, story(out) | dict(seconds=round(seconds)))
 
 
+def run_of(source: str) -> Path:
+    """The run directory that a source names, itself or by a file in its checkpoints/; another source as it is."""
+    path = Path(source)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
 def story(out: Path) -> dict[str, Any]:
     """A run's run.json; empty where there is none."""
     try:
         content = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -42,9 +42,23 @@ class Section:
 
     @cached_property
     def lines(self) -> list[Line]:
-        """The most robust first."""
+        """The most robust first; what is in doubt after what is not."""
         lines = [self._line(run, n) for run in self.runs for n in sorted({m.n for m in self.of(run)}, reverse=True)]
-        return sorted(lines, key=lambda line: -line.worst.accuracy if line.worst else 1.0)
+        return sorted(lines, key=lambda line: (line.worst.suspect, -line.worst.accuracy) if line.worst else (True, 1.0))
+
+    @cached_property
+    def whole(self) -> list[bool]:
+        """Which lines are of the most images, whose accuracies may be ranked."""
+        most = max((line.n for line in self.lines), default=0)
+        return [line.n == most for line in self.lines]
+
+    @cached_property
+    def comparable(self) -> list[bool]:
+        """Which lines' worst cases may be ranked: of the most images and not in doubt, if these were attacked alike."""
+        shown = [counts and line.worst is not None for counts, line in zip(self.whole, self.lines, strict=True)]
+        alike = len({frozenset(line.attacks) for line, counts in zip(self.lines, shown, strict=True) if counts}) == 1
+        sure = [line.worst is not None and not line.worst.suspect for line in self.lines]
+        return [alike and counts and trusted for counts, trusted in zip(shown, sure, strict=True)]
 
     @property
     def title(self) -> str:
@@ -63,23 +77,30 @@ class Section:
         line, norm = self.line(run), self.threat[0] if self.threat else ""
         if line is None:
             return []
-        found = {float(m.eps): m.accuracy for m in self.of(run) if (m.attack, m.norm, m.n) == (attack, norm, line.n)}
+        found = dict[float, float]()
+        for m in self._same(run, line.n):
+            if (m.attack, m.norm) == (attack, norm):
+                found[float(m.eps)] = min(m.accuracy, found.get(float(m.eps), 1.0))
         start = {0.0: line.natural.accuracy} if line.natural and found else {}
         return sorted((start | found).items())
 
     def by_steps(self, run: Run, family: str) -> list[tuple[float, float]]:
         """(steps, accuracy) under the attacks of a family, such as "pgd", that take a number of steps."""
         line, found = self.line(run), dict[float, float]()
-        for m in self.of(run) if line else ():
+        for m in self._same(run, line.n) if line else ():
             name, steps = family_of(m.attack)
-            if line and (name, m.norm, m.eps, m.n) == (family, *(self.threat or ("", 0)), line.n) and steps:
+            if (name, m.norm, m.eps) == (family, *(self.threat or ("", 0))) and steps:
                 found[steps] = min(m.accuracy, found.get(steps, 1.0))
         return sorted(found.items())
 
-    def _line(self, run: Run, n: int) -> Line:
+    def _same(self, run: Run, n: int) -> list[Measured]:
+        """What was measured of a run on the n images that were evaluated last."""
         same = [m for m in self.of(run) if m.n == n]
         images = [sha256 for m in same if (sha256 := m.row.get("data_sha256"))]  # of older entries unknown
-        same = [m for m in same if m.row.get("data_sha256") in (None, *images[-1:])]  # the last ones evaluated
+        return [m for m in same if m.row.get("data_sha256") in (None, *images[-1:])]
+
+    def _line(self, run: Run, n: int) -> Line:
+        same = self._same(run, n)
         here = [m for m in same if (m.norm, m.eps) == self.threat]
         names = dict.fromkeys(m.attack for m in here if m.attack not in ("natural", "worst"))
         attacks = {name: min((m for m in here if m.attack == name), key=_belief) for name in names}

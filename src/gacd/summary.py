@@ -52,9 +52,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
             shares = [_share(e[key]) for key in ("wrong", "wrong_by_chance", "same", "same_by_chance")]
             errors.append([_name(name), Cell(kind), number(e["errors"], 0), *shares])
     for name, row in result["clusters"]["networks"].items():
-        sets, keys = [row["fixed"] or {}, row["own"]], ("wrong_cluster", "misclassified")
-        shares = [_share(row["misclassified_before"])]
-        shares += [_share(numbers.get(key)) for numbers in sets for key in keys]
+        sets, keys = [row[name] or {} for name in ("before", "fixed", "own")], ("wrong_cluster", "misclassified")
+        shares = [_share(numbers.get(key)) for numbers in sets for key in keys]
         lying.append([_name(name), *(number(row[key]) for key in ("intra", "inter", "ratio")), *shares])
     k = next(iter(result["students"].values()))["information"]["k"]
     teacher, host = result["teacher"], result["clusters"]["crafted_on"]
@@ -76,12 +75,14 @@ def tables(result: dict[str, Any]) -> list[Table]:
         ),
         Table(
             f"Clusters: {a} and {b}, and {b} attacked towards {a}",
-            _columns("network", "intra", "inter", "ratio", "before", "fixed cl.", "wrong", "own cl.", "wrong"),
+            _columns(
+                "network", "intra", "inter", "ratio", "before cl.", "wrong", "fixed cl.", "wrong", "own cl.", "wrong"
+            ),
             lying,
             "intra, inter: mean distances within and between the classes, of centred features of length 1. "
-            f"before: % of the {b} images not called {b} before the attack. fixed: the {result['clusters']['fixed']} "
-            f"that {host} called {b} before and {a} after an attack on it; own: all "
-            f"{result['clusters']['attacked']} attacked on the network itself. "
+            f"before: the {result['clusters']['attacked']} {b} images before an attack; own: the same, attacked on the "
+            f"network itself. fixed: the {result['clusters']['fixed']} that {host} called {b} before and {a} after an "
+            "attack on it. "
             f"cl.: % nearer to the centroid of {a}; wrong: % not called {b}.",
         ),
     ]
@@ -115,9 +116,12 @@ def draw(result: dict[str, Any], groups: Mapping[str, Groups]) -> dict[str, tupl
 
 def captions(result: dict[str, Any]) -> dict[str, str]:
     """File -> what its picture shows, as `gacd report` reads it from analysis.json."""
-    rows = "Correlations of logits, a row a student: its teacher, itself, the difference (student - teacher); on "
+    of = f"{', '.join(result['students'])}, on {result['n']} test images of {result['data']}"
+    rows = (
+        f"Correlations of logits of {of}; a row a student: its teacher, itself, the difference (student - teacher); on "
+    )
     crafted = f"PGD's images ({_threat(result)}) crafted on the row's student; the teacher sees the same images."
-    clusters = "t-SNE of penultimate features; the numbers are of the features themselves, not of the picture."
+    clusters = f"t-SNE of penultimate features of {of}; the numbers are of the features themselves, not of the picture."
     return {
         "correlations-natural.png": rows + "natural images.",
         "correlations-adversarial.png": rows + crafted,

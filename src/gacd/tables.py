@@ -4,7 +4,7 @@ import csv as csv_
 import io
 import re
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rich.box import SIMPLE
@@ -96,17 +96,15 @@ def number(
     return Cell(f"{text} ± {spread:.{decimals}f}", (value, spread), best)
 
 
-def best(
-    rows: Sequence[Sequence[Cell]], columns: Collection[int], among: Sequence[bool] | None = None
-) -> list[list[Cell]]:
-    """The rows, with the highest number of each of some columns marked, among all or those rows that `among` says."""
-    among = [True] * len(rows) if among is None else among
-    compared = [row for row, counts in zip(rows, among, strict=True) if counts]
-    highest = {i: max([row[i].values[0] for row in compared if row[i].values], default=None) for i in columns}
-    return [
-        [c._replace(best=counts and bool(c.values) and c.values[0] == highest.get(i)) for i, c in enumerate(row)]
-        for row, counts in zip(rows, among, strict=True)
-    ]
+def best(rows: Sequence[Sequence[Cell]], columns: Mapping[int, Sequence[bool]]) -> list[list[Cell]]:
+    """The rows, with the highest number of each of some columns marked: column -> which rows compete there."""
+    marked = [list(row) for row in rows]
+    for i, among in columns.items():
+        compete = [row for row, counts in zip(marked, among, strict=True) if counts and row[i].values]
+        highest = max((row[i].values[0] for row in compete), default=None)
+        for row in compete:
+            row[i] = row[i]._replace(best=row[i].values[0] == highest)
+    return marked
 
 
 def markdown(table: Table) -> str:
