@@ -118,7 +118,8 @@ def fit(
                 average.update_parameters(method.student)
             done = step + 1
             if done % log_every == 0 or done == last:
-                logged = torch.stack([value.detach().double() for value in values.values()])
+                shares = [float(value.detach()) for value in values.values()]
+                logged = torch.tensor(shares, dtype=torch.float64, device=fabric.device)
                 ranks.average_([logged])
                 losses = dict(zip(values, logged.tolist(), strict=True))
                 run.log(step=done, epoch=epoch, lr=rate, **losses)
