@@ -111,7 +111,9 @@ def test_two_processes_equal_one(tmp_path):
             assert state.keys() == expected.keys()
             for key, value in state.items():
                 assert torch.allclose(value, expected[key], rtol=1e-9, atol=1e-9), (name, rank, key)
-        alone, rows = ([json.loads(row) for row in (run / "metrics.jsonl").open()] for run in (one, two))
+        alone, rows = (
+            [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)
+        )
         assert [row["step"] for row in rows] == list(range(1, 11))
         assert rows == [pytest.approx(row, rel=1e-5) for row in alone]  # float32 means of all processes
 
