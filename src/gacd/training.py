@@ -64,7 +64,7 @@ def fit(
         val_steps: of that PGD.
         log_every: steps between rows of metrics.jsonl.
         save_every: seconds between checkpoints; one is also made at the end and when stopped.
-        seed: of the order, the augmentation, and all noise.
+        seed: of the order, the augmentation, and all noise: a stage after another of the same seed repeats its draws.
 
     Returns:
         The last validation's row, with the best one's under "best".
