@@ -4,8 +4,6 @@ import errno
 import hashlib
 import os
 import pickle
-import threading
-from contextlib import ExitStack
 
 import pytest
 import safetensors.torch
@@ -15,8 +13,7 @@ import gacd.checkpoint
 from gacd import models
 from gacd.checkpoint import MARK, digest, load, open_source, read, read_newest, replace, write
 from gacd.cli import main
-from gacd.errors import GacdError, InputError, Locked
-from gacd.locks import owned
+from gacd.errors import GacdError, InputError
 
 NAME, MEAN, STD = "resnet8-x0.25", (0.3, 0.4, 0.5), (0.2, 0.3, 0.4)
 
@@ -242,27 +239,6 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.pt"]
-
-
-def test_one_owner(tmp_path):
-    for _ in range(2):  # leaving gives it back
-        with (
-            owned(tmp_path / "run"),
-            owned(tmp_path / "run", ".other"),
-            pytest.raises(Locked, match="another process"),
-            owned(tmp_path / "run"),
-        ):
-            pass
-
-
-def test_an_owner_is_waited_for(tmp_path):
-    held = ExitStack()
-    held.enter_context(owned(tmp_path))
-    with pytest.raises(Locked), owned(tmp_path, wait=0.2):
-        pass
-    threading.Timer(0.3, held.close).start()
-    with owned(tmp_path, wait=60), pytest.raises(Locked), owned(tmp_path):
-        pass
 
 
 def test_digest_is_of_the_weights_alone(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_docs import StopHere, parse_and_stop
 
-from gacd import checkpoint, cli, reproduce
+from gacd import checkpoint, cli, processes
 from gacd.cli import main
 from gacd.errors import InputError, UsageError
 from gacd.models import build
@@ -162,7 +162,7 @@ def test_each_job_has_one_of_the_gpus_given(tmp_path, monkeypatch):
     for given in ("4,5", ""):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
         for slot in range(3):
-            reproduce.Process(Task([], None, [], []), tmp_path / "log", slot, 3)
+            processes.Process(Task([], None, [], []), tmp_path / "log", slot, 3)
     assert seen == ["4", "5", "4", "0", "1", "0"]
 
 
