@@ -206,12 +206,8 @@ def evaluate(
 
 def _images(opened: checkpoint.Opened, data: str | None, data_dir: str | None, size: int | None) -> Dataset:
     """The data set named, or the one that the source was trained on, at the source's size if it is that one."""
-    data = datasets.spelled(data) if data else opened.record.get("data")
-    if data is None:
-        raise UsageError("which images?", "--data", "the source does not say")
-    if size is None and data == opened.record.get("data"):
-        size = opened.record.get("size")
-    return datasets.load(data, data_dir=data_dir, size=size)
+    name, size = datasets.settled(data, size, opened.record)
+    return datasets.load(name, data_dir=data_dir, size=size)
 
 
 def _teacher(source: str, images: Dataset) -> nn.Module:

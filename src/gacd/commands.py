@@ -68,20 +68,12 @@ def train(
     if guide is None and "teacher" in inspect.signature(cls).parameters:
         raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
     known = (guide.record if guide else {}) or (started.record if started else {})
-    data = datasets.spelled(data) if data else known.get("data")
-    if data is None:
-        raise UsageError("which images?", "--data", "cifar10, cifar100, stl10, digits or a folder")
-    images = datasets.load(
-        data,
-        data_dir=data_dir,
-        size=size or known.get("size") if data == known.get("data") else size,
-        val_size=val_size,
-        seed=fit_options["seed"],
-    )
+    data, pixels = datasets.settled(data, size, known)
+    images = datasets.load(data, data_dir=data_dir, size=pixels, val_size=val_size, seed=fit_options["seed"])
     prepare.check_train(images)
     fabric, chosen = launch(device, devices, nodes, precision)
     say = Console(stderr=True, highlight=False, quiet=fabric.global_rank > 0)
-    options = dict(method=method, model=None, data=data, teacher=teacher, init=init, cost_of=cost_of)
+    options: dict[str, Any] = dict(method=method, model=None, data=data, teacher=teacher, init=init, cost_of=cost_of)
     options |= dict(size=size, val_size=val_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gacd import noise
 from gacd.datasets import Parts, Split, cifar10, cifar100, digits, folder, stl10
-from gacd.errors import InputError
+from gacd.errors import InputError, UsageError
 
 DATASETS: dict[str, Callable[[Path], Parts]] = {f.__name__: f for f in (cifar10, cifar100, stl10, digits)}
 AUGMENTATIONS = ("none", "crop", "flip", "crop-flip")
@@ -106,6 +107,18 @@ def load(
 def spelled(name: str) -> str:
     """One name for a folder, however it was typed: "photos" for "photos/"."""
     return os.path.normpath(name) if name not in DATASETS and Path(name).is_dir() else name
+
+
+def settled(name: str | None, size: int | None, record: dict[str, Any]) -> tuple[str, int | None]:
+    """Name and size of a data set: as asked for, else as `record` has them; its size is of its own images only.
+
+    Raises:
+        UsageError: nobody names one.
+    """
+    name = spelled(name) if name else record.get("data")
+    if name is None:
+        raise UsageError("which images?", "no weights here say so", f"--data {', '.join(DATASETS)} or a folder")
+    return name, record.get("size") if size is None and name == record.get("data") else size
 
 
 class Loader:

@@ -74,9 +74,7 @@ def probe(
         fix = "leave out --solver, --select, --weight-decays, --epochs and --lr"
         raise UsageError("class means are not trained", f"--head {head}", fix)
     opened = checkpoint.open_source(run, mean=mean, std=std)
-    data = datasets.spelled(data) if data else opened.record.get("data")
-    if data is None:
-        raise UsageError("which images?", "--data", "the source does not say")
+    data, _ = datasets.settled(data, None, opened.record)
     same = data == opened.record.get("data")
     apart = out is not None or not same
     if apart and head != "linear":
