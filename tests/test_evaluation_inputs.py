@@ -106,6 +106,18 @@ def test_what_the_caller_has_set_changes_no_verdict_and_stays(precision):
     assert seen == {(False, "highest")}
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has one flag for float32")
+@pytest.mark.parametrize("flags", [torch.backends.mkldnn, getattr(torch.backends.mkldnn, "conv", None)])
+def test_flags_that_make_float32_something_else_are_refused(flags):
+    before = flags.fp32_precision
+    try:
+        flags.fp32_precision = "bf16"
+        with pytest.raises(InputError, match="float32 is not float32 here"):
+            evaluate(nn.Flatten(), (torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)))
+    finally:
+        flags.fp32_precision = before
+
+
 def test_where_there_are_no_gradients_there_are_no_attacks():
     x, y = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
     with torch.inference_mode():

@@ -68,11 +68,14 @@ def fast_bfloat16(device: str) -> bool:
 @contextmanager
 def exactly() -> Iterator[None]:
     """Inside, no autocast, matrix products and CUDA as after `exact_on_cuda`; refused where newer flags forbid that."""
+    refusal = InputError("float32 is not float32 here", "torch.backends' fp32_precision", 'set them back to "none"')
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # which it cannot read
-        fix = 'set them back to "none"'
-        raise InputError("float32 is not float32 here", "torch.backends' fp32_precision", fix) from None
+        raise refusal from None
+    on_cpu = getattr(torch.backends.mkldnn, "conv", None)  # of newer torch; no other flag reaches it
+    if getattr(on_cpu, "fp32_precision", "none") in ("bf16", "tf32"):
+        raise refusal
     convolutions = torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
