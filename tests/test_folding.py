@@ -220,3 +220,80 @@ def test_what_is_compiled_is_the_network_without_its_parameters_gradients(monkey
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     results = [evaluate(model, (x, y), ["pgd3"], eps=0.01, compile=compile) for compile in (True, False)]
     assert len(asked) == 2 and torch.equal(*[torch.stack(list(result.correct.values())) for result in results])
+
+
+class Listening(Changing):
+    """Its logits are of what a hook, made for this very network, has put down."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm.register_forward_hook(lambda module, args, out: setattr(self, "seen", out))
+
+    def forward(self, x):
+        super().forward(x)
+        return self.head(self.seen.mean((2, 3)))
+
+
+class Shared(Changing):
+    """Part of it is not copied with it."""
+
+    class Frozen(nn.BatchNorm2d):
+        def __deepcopy__(self, memo):
+            return self
+
+    def __init__(self):
+        super().__init__()
+        self.norm = self.Frozen(8)
+
+
+class Masking(nn.Module):
+    """One class is ruled out, and a convolution's output is used beside its batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        made = self.conv(x)
+        logits = self.head((made + self.norm(made).relu()).mean((2, 3)))
+        return logits.index_fill(1, torch.tensor([9]), -1e9)
+
+
+@pytest.mark.parametrize("network", [Listening, Shared, Masking])
+def test_what_a_copy_would_not_show_is_not_folded(network):
+    torch.manual_seed(0)
+    model, x = network(), images()
+    learn(model)
+    model.eval()
+    with torch.no_grad():
+        model(x)  # what is seen first stays seen by a copy
+        with attackable(model, x, anew=True) as quick:
+            z = 1 - images()
+            assert quick is model and torch.equal(quick(z), model(z))
+    assert isinstance(model.norm, nn.BatchNorm2d)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "scale", 3.0),
+        lambda model: setattr(model, "act", nn.ReLU()),
+        lambda model: setattr(model, "conv", nn.Sequential(nn.Conv2d(3, 8, 3))),
+        lambda model: nn.utils.weight_norm(model.conv),
+    ],
+)
+def test_one_s_own_loop_may_change_its_network(change):
+    class Scaled(Changing):
+        scale = 1.0
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
+    model, x = Scaled(), images()
+    with attackable(model, x):
+        pass
+    learn(model)
+    change(model)
+    with attackable(model, x) as quick:
+        assert torch.allclose(quick(x), model(x), rtol=1e-3, atol=1e-3)

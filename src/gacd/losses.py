@@ -66,6 +66,12 @@ def magnitude(logits: Tensor) -> Tensor:
     return size.masked_fill(size > 100 * top, 0).amax(1)
 
 
+def gap(actual: Tensor, expected: Tensor) -> Tensor:
+    """How far logits (B,K) are from others, (B,K): each relative to the other one or to its image's `magnitude`."""
+    usual = magnitude(expected).clamp_min(1e-30)[:, None]
+    return (actual - expected).abs() / expected.abs().maximum(usual)
+
+
 def transport(a: Tensor, b: Tensor, *, entropy: float = 0.01, iterations: int = 100, tolerance: float = 0.1) -> Tensor:
     """Each row's share of the Wasserstein distance of two batches (Zhang and Wang, 2019): cost max(0, 1 - cosine).
 

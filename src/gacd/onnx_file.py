@@ -15,7 +15,7 @@ from gacd import data as datasets
 from gacd.checkpoint import Opened
 from gacd.errors import GacdError, InputError, UsageError
 from gacd.evaluation import check_network
-from gacd.losses import magnitude
+from gacd.losses import gap
 from gacd.results import named
 from gacd.tables import clean
 
@@ -61,10 +61,10 @@ def ship(
     if images is not None and images.num_classes == classes:
         about |= dict(class_names=images.classes)
     raw = graph(model, x, about)
-    gap = compare(model, Session(raw), torch.cat([x, x_adv]))
+    largest = compare(model, Session(raw), torch.cat([x, x_adv]))
     checkpoint.replace(path, raw)
     natural = f"{len(x)} {'made' if images is None else images.name} images and {len(x_adv)} witnesses"
-    return f"onnxruntime agrees on {natural}, logits to {gap:.0e} of the largest"
+    return f"onnxruntime agrees on {natural}, logits to {largest:.0e} of the largest"
 
 
 def graph(model: nn.Module, x: Tensor, about: dict[str, Any]) -> bytes:
@@ -145,10 +145,8 @@ def compare(model: nn.Module, session: Session, x: Tensor) -> float:
         if actual.shape != expected.shape:
             shapes = f"batches of {batch}: {tuple(actual.shape)}, not {tuple(expected.shape)}"
             raise GacdError("onnxruntime computes other logits than torch, nothing was written", shapes)
-        usual = magnitude(expected).clamp_min(1e-30)[:, None]
-        gap = (actual - expected).abs() / expected.abs().maximum(usual)
         differ = int((actual.argmax(1) != expected.argmax(1)).sum())
-        largest = float(gap.max())
+        largest = float(gap(actual, expected).max())
         if differ or not largest <= TOLERANCE:  # NaN is a difference
             where = f"batches of {batch}: {differ} of {len(x)} classes differ, logits by {largest:.1e} of the largest"
             raise GacdError("onnxruntime computes other logits than torch, nothing was written", where)

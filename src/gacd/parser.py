@@ -110,12 +110,14 @@ class Parser:
         known, see = self.parser._option_string_actions, f"see {self.parser.prog} --help"
         words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
         file = next((value for word, value in itertools.pairwise(words) if word == "--config"), "")
-        if found := re.match(r'Parser key "(\w+)": .*(?:Got value|Given value): (.*)', said):
+        told = "Got value|Given value|string to float|division by zero"
+        if found := re.match(rf'Parser key "(\w+)"(?: element \d+)?: .*(?:{told}): (.*)', said):
             option = "--" + found[1].replace("_", "-")
             choices = re.search(r"Literal\[(.*?)\]", said)
             takes = choices[1].replace("'", "") if choices else getattr(known.get(option), "metavar", None)
             place = "" if any(word.partition("=")[0].replace("_", "-") == option for word in argv) else file
-            return UsageError(f"{option} takes {takes or 'another value'}, not {found[2][:100]}", place, see)
+            given = found[2].strip("'")[:100]
+            return UsageError(f"{option} takes {takes or 'another value'}, not {given}", place, see)
         if found := re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", said):
             if found[1] and not found[1].startswith("-"):
                 return UsageError("one argument too many", found[1], see)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from gacd.attacks.loop import evaluating
 from gacd.errors import GacdError, InputError
+from gacd.losses import gap
 
-_twins: "WeakKeyDictionary[nn.Module, Twin | None]" = WeakKeyDictionary()
+PLAIN = int | float | str  # of attributes: a scale, a stride, a mode
+_twins: "WeakKeyDictionary[nn.Module, Twin]" = WeakKeyDictionary()
 
 
 @contextmanager
@@ -28,14 +30,15 @@ def attackable(model: nn.Module, x: Tensor, *, anew: bool = False, compile: bool
     Args:
         model: any network; one with nothing to fold is yielded itself.
         x: (B,C,H,W) images; the first shows how convolutions and batch norms are connected, all whether that is so.
-        anew: looks at that again, since modules may have been changed; the weights are the present ones always.
+        anew: looks at that again, since its code may have been changed; its weights, plain attributes and modules are
+            the present ones always.
         compile: by torch.compile, which has a step for each new shape of images; no gradient reaches the parameters.
     """
     with evaluating(model):
-        if anew or model not in _twins:
-            _twins[model] = _twin(model, x)
-        ready = _twins[model]
-        quick = model if ready is None else ready.refreshed(model)
+        ready = None if anew else _twins.get(model)
+        if ready is None or ready.structure != _structure(model):
+            ready = _twins[model] = _twin(model, x)
+        quick = ready.refreshed(model)
         try:
             yield _compiled(quick) if compile else quick
         except Exception as error:
@@ -50,12 +53,12 @@ class Twin:
 
     Args:
         model: in eval mode.
-        pairs: names (conv, batch norm) of what is folded.
+        pairs: names (conv, batch norm) of what is folded; none: it is the network itself.
     """
 
     def __init__(self, model: nn.Module, pairs: list[tuple[str, str]]):
-        self.pairs = pairs
-        self.module = copy.deepcopy(model) if pairs else model
+        self.pairs, self.structure = pairs, _structure(model)
+        self.module = _copy(model) if pairs else nn.Identity()
         for _, norm in self.pairs:
             parent, _, name = norm.rpartition(".")
             setattr(self.module.get_submodule(parent), name, nn.Identity())
@@ -63,38 +66,57 @@ class Twin:
     def faithful(self, model: nn.Module, x: Tensor) -> bool:
         """Whether it computes what the model does: not where an activation before a batch norm is used elsewhere.
 
-        Asked with other statistics: those of a new network make its batch norms identities, and every twin faithful.
+        Asked of a copy with other statistics: those of a new network make its batch norms identities, and every twin
+        faithful. And of the model: a copy's hooks may still reach into the model, and what is left there stay the same.
         """
         if not self.pairs:
             return False
-        model = copy.deepcopy(model)
+        other = _copy(model)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             for _, name in self.pairs:
-                norm: Any = model.get_submodule(name)
+                norm: Any = other.get_submodule(name)
                 spread = torch.linspace(0.5, 1.5, len(norm.running_var), device=norm.running_var.device)
                 side = 1 - 2 * (torch.arange(len(spread), device=spread.device) % 2)  # else ReLUs may leave only zeros
-                norm.running_mean += side * spread * norm.running_var.sqrt()
-                norm.running_var *= 2 * spread
-            return _close(self.refreshed(model)(x), model(x))
+                norm.running_mean = norm.running_mean + side * spread * norm.running_var.sqrt()
+                norm.running_var = norm.running_var * 2 * spread
+            asked = ((other, x), (model, x[:2]), (model, 1 - x[:2]))
+            return all(bool((gap(self.refreshed(network)(z), network(z)) <= 1e-3).all()) for network, z in asked)
 
     def refreshed(self, model: nn.Module) -> nn.Module:
-        """The twin with the model's present weights; new tensors, so that no cast kept by autocast is stale."""
+        """The twin with the model's present weights and numbers; new tensors, lest a cast kept by autocast is stale."""
+        if not self.pairs:
+            return model
         folded = {conv for conv, _ in self.pairs}
         originals: dict[str, Any] = dict(model.named_modules())
         for name, module in self.module.named_modules():
+            original = originals[name]
+            vars(module).update({key: value for key, value in vars(original).items() if isinstance(value, PLAIN)})
             if name not in folded and not isinstance(module, nn.Identity):
-                module._parameters = originals[name]._parameters
-                module._buffers = originals[name]._buffers
+                module._parameters = original._parameters
+                module._buffers = original._buffers
         for conv, norm in self.pairs:
             weight, bias = _fold(originals[conv], originals[norm])
             self.module.get_submodule(conv)._parameters = dict(weight=weight, bias=bias)
         return self.module
 
 
+def _structure(model: nn.Module) -> list[Any]:
+    """What a twin was made for: modules, and which tensors they have."""
+    return [(name, type(m), *m._parameters, *m._buffers) for name, m in model.named_modules()]
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; TypeError for a network that shares modules with its copies, as frozen parts may be made to."""
+    copied = copy.deepcopy(model)
+    if not {*map(id, copied.modules())}.isdisjoint(map(id, model.modules())):
+        raise TypeError("a part of the network does not let itself be copied")
+    return copied
+
+
 def _compiled(model: nn.Module) -> Any:
     """By torch.compile; where the network can be copied without its parameters' gradients, which it would compute."""
     with suppress(Exception):  # of any type: someone else's network may mind being copied
-        model = copy.deepcopy(model).requires_grad_(False)
+        model = _copy(model).requires_grad_(False)
     return torch.compile(model, dynamic=False)
 
 
@@ -106,13 +128,13 @@ def _of_compiled_code(error: Exception) -> bool:
     return any({"_dynamo", "_inductor", "_functorch"} & set(file.parts) for file in files)
 
 
-def _twin(model: nn.Module, x: Tensor) -> Twin | None:
-    """A faithful one with as much folded as can be, for images x (B,C,H,W); None if there is nothing."""
+def _twin(model: nn.Module, x: Tensor) -> Twin:
+    """A faithful one with as much folded as can be, for images x (B,C,H,W)."""
     pairs = _convolutions_before_batch_norms(model, x[:1])
     if not _faithful(model, pairs, x):
         pairs = [pair for pair in pairs if _faithful(model, [pair], x)]
         if not _faithful(model, pairs, x):
-            return None
+            pairs = []
     return Twin(model, pairs)
 
 
@@ -121,10 +143,6 @@ def _faithful(model: nn.Module, pairs: list[tuple[str, str]], x: Tensor) -> bool
         return Twin(model, pairs).faithful(model, x)
     except Exception:  # of any type: someone else's network may mind being copied, or look at its own weights
         return False
-
-
-def _close(actual: Tensor, expected: Tensor) -> bool:
-    return bool((actual - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
 @torch.no_grad()
