@@ -64,7 +64,7 @@ def test_foreign_sources(tmp_path, suffix):
     other = load(f"{NAME}:{path}", mean=[0.0] * 3, std=[1.0] * 3)
     as_normalised = x * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     assert torch.allclose(other(x), model(as_normalised), atol=1e-5)
-    with pytest.raises(InputError, match=f"a foreign file is read as ARCH:FILE, such as resnet18:{path.name}"):
+    with pytest.raises(InputError, match=f"a foreign file is read as ARCH:FILE, such as resnet18:{path}"):
         load(str(path))
 
 
@@ -82,8 +82,8 @@ def test_factory(tmp_path, monkeypatch):
     assert not opened.model.training
     for name, message in (
         ("number", "must return an nn.Module"),
-        ("nothing", "no attribute"),
-        ("thing", "not callable"),
+        ("nothing", "no such factory"),
+        ("thing", "no such factory"),
         ("Odd", "state must be tensors"),
     ):
         with pytest.raises(InputError, match=message):

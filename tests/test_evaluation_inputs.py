@@ -72,7 +72,7 @@ def test_logits_that_are_not_finite_are_refused():
     [
         (lambda x: (x.flatten(1), x), "must return logits .*: tuple"),
         (lambda x: x.flatten(1).argmax(1), "must return logits .*: torch.int64"),
-        (torch.nn.Conv2d(3, 4, 1), r"does not take these images: \(1, 1, 4, 4\): RuntimeError"),
+        (torch.nn.Conv2d(3, 4, 1), r"does not take these images: \(2, 1, 4, 4\): RuntimeError"),
     ],
 )
 def test_what_is_no_classifier_of_these_images_is_refused(network, says):

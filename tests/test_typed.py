@@ -90,7 +90,8 @@ def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(place, monkeypa
 
 def test_factories_and_methods_may_lie_where_they_are_typed(place, monkeypatch, capsys):
     (place / "of_mine").mkdir()
-    (place / "of_mine/nets.py").write_text("import gacd\n\ndef net():\n    return gacd.models.build('resnet8-x0.25')\n")
+    net = "import gacd\n\ndef net():\n    return gacd.models.build('resnet8-x0.25', 10, (0,), (1,))\n"
+    (place / "of_mine/nets.py").write_text(net)
     (place / "of_mine/ways.py").write_text("from gacd.methods import KD\n\nclass Mine(KD):\n    pass\n")
     before = [path for path in sys.path if path]
     monkeypatch.setattr(sys, "path", list(before))

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from gacd import checkpoint, noise, results, similarity, summary
+from gacd.classifier import lay_out_weights
 from gacd.cli import Ratio
 from gacd.data import Dataset, Split, hold_out
 from gacd.device import launch
@@ -102,7 +103,7 @@ def analyze(
     for net in everyone:
         for note in net.opened.notes:
             say.print(note, markup=False)
-        net.opened.model.to(fabric.device).to(memory_format=torch.channels_last)
+        lay_out_weights(net.opened.model.to(fabric.device))
 
     work = len(sample) * len(students) + len(attacked) + min(points, len(attacked)) * (len(everyone) - 1)
     with Progress(work) as progress:

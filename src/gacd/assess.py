@@ -18,6 +18,7 @@ from gacd.attacks.loop import RADII, check_threat
 from gacd.attacks.names import parse_attack
 from gacd.audit import MOST, Audit, Finding, audit
 from gacd.audits.fresh import Fresh
+from gacd.classifier import check_network, lay_out, lay_out_weights
 from gacd.data import Dataset, Split
 from gacd.device import launch
 from gacd.errors import InputError, NotFinite, Stopped, UsageError
@@ -113,7 +114,8 @@ def evaluate(
     chunk = chunk or rows_on(fabric.device)
     if compile and fabric.device.type == "cpu":
         raise UsageError("torch.compile slows attacks on a CPU", "--compile true", "leave it out")
-    model = opened.model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = opened.model.to(fabric.device)
+    lay_out_weights(model)
     guide = guide.to(fabric.device) if guide else None
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
@@ -213,9 +215,11 @@ def _images(opened: checkpoint.Opened, data: str | None, data_dir: str | None, s
 def _teacher(source: str, images: Dataset) -> nn.Module:
     """The network from which attacks are transferred, if it is one for such images."""
     model = checkpoint.load(source)
-    for what in ("num_classes", "channels"):
-        if (known := getattr(model, what, None)) not in (None, getattr(images, what)):
-            raise InputError(f"the teacher's {what} is {known}, the data's {getattr(images, what)}", source)
+    x = datasets.pixels(images.test.images[:2])
+    lay_out(model, x)
+    check_network(model, x)
+    if (classes := model(x).shape[1]) != images.num_classes:
+        raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source)
     return model
 
 

@@ -18,6 +18,7 @@ from gacd.audits import FULL, QUICK, Kind
 from gacd.audits.case import Case
 from gacd.audits.fresh import Fresh
 from gacd.audits.network import mode
+from gacd.classifier import lay_out
 from gacd.device import exactly
 from gacd.errors import InputError
 from gacd.evaluation import rows_on
@@ -101,7 +102,7 @@ def audit(
     result = Audit()
     began = time.perf_counter()
     modes = [module.training for module in model.modules()]
-    with torch.enable_grad(), exactly():
+    with torch.enable_grad(), exactly(), lay_out(model, case.x):
         for name, kind in (QUICK | (FULL if full else {})).items():
             result.findings.append(_finding(name, kind, case))
             done(name)

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gacd import models, ranks
 from gacd.errors import GacdError, InputError, UsageError
@@ -26,6 +27,7 @@ from gacd.typed import imported
 SAVED = "torch.save(model.state_dict(), FILE) writes weights"
 MARK = b"gacd-sha256:"  # and 64 hex digits, after the zip that torch.load reads
 FORMAT = 1
+FOREIGN = "was it cut short? a foreign file is read as ARCH:FILE, such as resnet18:{}"
 OTHERS = {".py": "FILE:FACTORY is a network that a function in it makes", ".onnx": "gacd verify FILE PACK scores it"}
 
 
@@ -85,10 +87,11 @@ def open_source(source: str, *, mean: list[float] | None = None, std: list[float
         if mean or std:
             raise UsageError("a factory's network normalises itself", source, "leave out --mean and --std")
         return _open_factory(*source.rsplit(":", 1))
-    if colon and Path(f"{architecture}.py").is_file():
-        raise UsageError("no such architecture", source, f"a factory in a file is ./{architecture}.py:{place}")
+    if colon and (architecture.endswith(".py") or Path(f"{architecture}.py").is_file()):
+        fix = f"a factory in a file is ./{architecture.removesuffix('.py')}.py:FACTORY"
+        raise UsageError("no such architecture, nor a factory's name", source, fix)
     if colon:
-        return _open_foreign(models.parse(architecture), Path(place), mean, std)
+        return _open_foreign(models.parse(architecture), Path(place).expanduser(), mean, std)
     raise InputError("no such run or file", source, "a run directory, ARCH:FILE or ./FILE.py:FACTORY")
 
 
@@ -121,8 +124,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError("cannot read checkpoint", f"{path}: {error.strerror}") from None
     data, mark, digest = raw[: -len(MARK) - 64], raw[-len(MARK) - 64 : -64], raw[-64:]
     if mark != MARK:
-        fix = "was it cut short? a foreign file is read as ARCH:FILE, such as resnet18:" + path.name
-        raise InputError("not a gacd checkpoint", path, fix)
+        raise InputError("not a gacd checkpoint", path, FOREIGN.format(path))
     if hashlib.sha256(data).hexdigest().encode() != digest:
         raise InputError("damaged checkpoint, its SHA-256 does not match", path)
     try:
@@ -195,8 +197,8 @@ def ship(opened: Opened, path: Path, *, half: bool = False) -> None:
     """
     state = {name: tensor.contiguous() for name, tensor in opened.model.state_dict().items()}
     if half:
-        fits = {name for name, t in state.items() if t.is_floating_point() and t.ndim > 1 and t.abs().max() < 65504}
-        state = {name: t.half() if name in fits else t for name, t in state.items()}
+        halves = {name: t.half() for name, t in state.items() if t.is_floating_point() and t.ndim in (2, 4)}
+        state |= {name: t for name, t in halves.items() if bool(t.isfinite().all())}
         opened.model.load_state_dict(state)  # what the digest is of
     about = dict(model=opened.model.config(), record=opened.record, sha256=digest(opened.model))
     replace(path, safetensors.torch.save(state, {"gacd": json.dumps(about)}))
@@ -247,8 +249,7 @@ def _open_shipped(path: Path) -> Opened:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         about = json.loads(file.metadata()["gacd"])
     if not isinstance(about, dict):
-        fix = "was it cut short? a foreign file is read as ARCH:FILE, such as resnet18:" + path.name
-        raise InputError("not a gacd checkpoint", path, fix)
+        raise InputError("not a gacd checkpoint", path, FOREIGN.format(path))
     model = _rebuilt(path, about.get("model"), state)
     if digest(model) != about.get("sha256"):
         raise InputError("damaged file, its SHA-256 does not match", path)
@@ -282,14 +283,16 @@ def _open_foreign(architecture: str, path: Path, mean: list[float] | None, std: 
 
 
 def _open_factory(module: str, name: str) -> Opened:
-    code = imported(module, "factory")
+    made = getattr(imported(module, "factory"), name, None)
+    if not callable(made):
+        raise InputError("no such factory", f"{module}:{name}")
     try:
-        model = getattr(code, name)()
+        model = made()
     except Exception as error:  # whatever someone else's code raises
         reason = f"{type(error).__name__}: {error}"[:300]
         raise InputError("cannot call factory", f"{module}:{name}: {reason}") from None
     if not isinstance(model, nn.Module):
         raise InputError("the factory must return an nn.Module", f"{module}:{name}")
-    if not all(isinstance(value, torch.Tensor) for value in model.state_dict().values()):
-        raise InputError("the network's state must be tensors", f"{module}:{name}", "no quantized modules")
+    if not all(isinstance(t, Tensor) and not (is_lazy(t) or t.is_meta) for t in model.state_dict().values()):
+        raise InputError("the network's state must be tensors", f"{module}:{name}", "no quantized, lazy or meta ones")
     return Opened(model.eval(), f"{module}:{name}")

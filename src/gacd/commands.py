@@ -161,7 +161,7 @@ def export(
     if onnx:
         onnx_file.need()
     opened = checkpoint.open_source(source, mean=mean, std=std)
-    own = isinstance(opened.model, models.Classifier)
+    own = models.rebuildable(opened.model)
     if out and not own:
         fix = "--onnx takes any network"
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, fix)

@@ -6,7 +6,7 @@ Every forward runs on chunks of one fixed shape (the last one padded) and whatev
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from gacd import data as datasets
 from gacd import ranks
-from gacd.attacks.loop import RADII, check_threat, evaluating
+from gacd.attacks.loop import RADII, check_threat
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.official import Official
+from gacd.classifier import check_network, lay_out
 from gacd.device import exactly
 from gacd.errors import InputError
 from gacd.journal import Journal
@@ -87,9 +88,12 @@ def evaluate(
         return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
 
     first = _pixels(x[:chunk], device)
-    with exactly():
-        check_network(model, first[:1])
-    with exactly(), attackable(model, first, anew=True, compile=compile) as quick, torch.no_grad():
+    with ExitStack() as inside:
+        inside.enter_context(exactly())
+        inside.enter_context(lay_out(model, first))
+        check_network(model, first)
+        quick = inside.enter_context(attackable(model, first, anew=True, compile=compile))
+        inside.enter_context(torch.no_grad())
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
         logits = logits_of(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
         if int(y.max()) >= logits.shape[1]:
@@ -229,19 +233,6 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
         fix = "the model normalises: give pixels as they are, divided by 255"
         raise InputError("pixels must be in [0,1]", f"from {float(x.min()):g} to {float(x.max()):g}", fix)
     return x.cpu(), y.long().cpu()
-
-
-def check_network(model: nn.Module, x: Tensor) -> None:
-    """Raises InputError for a network that is no classifier of images such as x (1,C,H,W)."""
-    try:
-        with evaluating(model), torch.no_grad():
-            logits = model(x)
-    except Exception as error:  # of any type: the network may be anyone's
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError("the network does not take these images", f"{tuple(x.shape)}: {reason}") from None
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1 or not logits.is_floating_point():
-        given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError("a network must return logits (B,K), floats", given)
 
 
 def _pixels(x: Tensor, device: torch.device) -> Tensor:

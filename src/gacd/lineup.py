@@ -10,9 +10,11 @@ from torch import Tensor
 from gacd import checkpoint
 from gacd import data as datasets
 from gacd.attacks import evaluating, pgd
+from gacd.classifier import known
 from gacd.data import Dataset, pixels
 from gacd.errors import InputError, UsageError
 from gacd.losses import cross_entropy
+from gacd.models.base import classify
 from gacd.models.folding import attackable
 from gacd.runs import config, run_of
 
@@ -100,12 +102,12 @@ def load(
 ) -> Dataset:
     """The data set asked for, else the one that the students (or their teacher) were trained on, in its size there."""
     trained = [net.opened.record for net in students if net.opened.record.get("data")] or [guide.opened.record]
-    known = {record["data"]: record for record in trained if record.get("data")}
-    if data is None and len(known) != 1:
-        what = "the runs were trained on different data" if known else "which images? the runs do not say"
-        raise UsageError(what, ", ".join(known), "--data says which")
-    data = datasets.spelled(data) if data else next(iter(known))
-    return datasets.load(data, data_dir=data_dir, size=size or known.get(data, {}).get("size"))
+    told = {record["data"]: record for record in trained if record.get("data")}
+    if data is None and len(told) != 1:
+        what = "the runs were trained on different data" if told else "which images? the runs do not say"
+        raise UsageError(what, ", ".join(told), "--data says which")
+    data = datasets.spelled(data) if data else next(iter(told))
+    return datasets.load(data, data_dir=data_dir, size=size or told.get(data, {}).get("size"))
 
 
 def check(net: Network, guide: Network, images: Dataset) -> None:
@@ -125,8 +127,7 @@ def check(net: Network, guide: Network, images: Dataset) -> None:
         raise InputError("correlations need at least two classes", f"{images.name} has {images.num_classes}")
     if classes[0] != images.num_classes:
         raise InputError(f"{classes[0]} classes, but {images.name} has {images.num_classes}", net.source)
-    channels = getattr(model, "channels", images.channels)
-    if channels != images.channels:
+    if (channels := known(model, "channels")) not in (None, images.channels):
         raise InputError(f"the network takes {channels} channels, {images.name} has {images.channels}", net.source)
 
 
@@ -182,7 +183,7 @@ def observe(net: Network, images: Tensor, chunk: int) -> Seen:
             x = pixels(z.to(device)) if z.dtype == torch.uint8 else z.to(device)
             f = model.features(x.contiguous(memory_format=torch.channels_last))
             features.append(f.float().cpu())
-            logits.append(model.classify(f).float().cpu())
+            logits.append(classify(model, f).float().cpu())
     seen = Seen(torch.cat(logits), torch.cat(features))
     if not all(bool(values.isfinite().all()) for values in seen):
         raise InputError("the network's features or logits are not finite", net.source)

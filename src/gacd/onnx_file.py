@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,8 @@ from torch import Tensor, nn
 from gacd import checkpoint, noise, witness
 from gacd import data as datasets
 from gacd.checkpoint import Opened
+from gacd.classifier import check_network, known
 from gacd.errors import GacdError, InputError, UsageError
-from gacd.evaluation import check_network
 from gacd.losses import gap
 from gacd.results import named
 from gacd.tables import clean
@@ -49,17 +53,20 @@ def ship(
     if images is not None:
         x = datasets.pixels(images.test.images[:MOST])
     elif size is not None:
-        x = noise.uniform(0, torch.arange(MOST), (getattr(model, "channels", 3), size, size))
+        x = noise.uniform(0, torch.arange(MOST), (known(model, "channels") or 3, size, size))
     else:
         raise UsageError("how large are the images?", "--size", "the source does not say, and its data is not at hand")
     x_adv = _witnesses(opened, tuple(x.shape[1:]))
-    check_network(model, x[:1])
+    check_network(model, x)
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
     about = dict(architecture=named(model), weights_sha256=checkpoint.digest(model), num_classes=classes)
     about |= dict(channels=x.shape[1], input_size=x.shape[-1], pixel_range="[0, 1]", gacd_version=version("gacd"))
-    if images is not None and images.num_classes == classes:
-        about |= dict(class_names=images.classes)
+    names = opened.record.get("classes") or (images.classes if images else [])
+    if images and images.classes != names:
+        raise InputError(f"the network was made for other classes than {images.name}, or another order", opened.weights)
+    if len(names) == classes:
+        about |= dict(class_names=names)
     raw = graph(model, x, about)
     largest = compare(model, Session(raw), torch.cat([x, x_adv]))
     checkpoint.replace(path, raw)
@@ -77,19 +84,23 @@ def graph(model: nn.Module, x: Tensor, about: dict[str, Any]) -> bytes:
     """
     onnx, _ = need()
     buffer: Any = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent():
         # torch's older exporter: the newer one needs onnxscript, takes 30 times as long and writes down local paths.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (x[:2],),
-            buffer,
-            dynamo=False,
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
-            opset_version=OPSET,
-        )
+        try:
+            torch.onnx.export(
+                model,
+                (x[:2],),
+                buffer,
+                dynamo=False,
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
+                opset_version=OPSET,
+            )
+        except Exception as error:  # of any type: the network may be anyone's
+            reason = f"{type(error).__name__}: {clean(str(error)):.150}"
+            raise InputError("torch cannot write this network as ONNX", reason) from None
     proto = onnx.load_from_string(buffer.getvalue())
     for name, value in about.items():
         proto.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
@@ -164,6 +175,20 @@ def need() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No output: torch's own code prints the whole graph that it cannot write."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _images(opened: Opened, data: str | None, data_dir: str | None, size: int | None) -> datasets.Dataset | None:
     """The data set asked for; else the run's, if it is at hand."""
     name = data or opened.record.get("data")
@@ -175,8 +200,6 @@ def _images(opened: Opened, data: str | None, data_dir: str | None, size: int | 
         if data:
             raise
         return None
-    if images.channels != (takes := getattr(opened.model, "channels", images.channels)):
-        raise InputError(f"the network takes {takes} channels", f"{name} has {images.channels}")
     return images
 
 

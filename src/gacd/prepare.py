@@ -7,7 +7,8 @@ import torch
 from gacd import models
 from gacd.attacks import check_threat
 from gacd.checkpoint import Opened
-from gacd.data import Dataset
+from gacd.classifier import check_network, lay_out
+from gacd.data import Dataset, pixels
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
 
@@ -41,7 +42,7 @@ def student(model: str | None, started: Opened | None, images: Dataset) -> tuple
             raise UsageError("which network?", "--model", "such as resnet18, or --init")
         return models.build(model, images.num_classes, images.mean, images.std), []
     network = started.model
-    if not isinstance(network, models.Classifier):
+    if not models.rebuildable(network):
         raise InputError("--init needs a network of gacd's own grammar", type(network).__name__, "ARCH:FILE")
     if model is not None and models.parse(model) != network.name:
         raise UsageError(f"--model {model} is not what --init holds", network.name)
@@ -63,18 +64,19 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     Returns:
         What was measured, as a sentence.
     """
-    teacher = opened.model
-    classes = getattr(teacher, "num_classes", images.num_classes)
-    fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one"
+    teacher, own = opened.model, isinstance(opened.model, models.Classifier)
+    split = images.val if len(images.val) else images.train
+    split = split.take(torch.arange(min(1000, len(split))))
+    x = pixels(split.images[:2]).to(next(teacher.parameters(), torch.empty(0)).device)
+    lay_out(teacher, x)  # as the trainer's images are
+    check_network(teacher, x)
+    with torch.no_grad():
+        classes = teacher(x).shape[1]
+    fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one" * own
     if classes != images.num_classes:
         raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
     if opened.record.get("classes", images.classes) != images.classes:
         raise InputError("the teacher's classes are others than the data's, or in another order", source, fix)
-    channels = getattr(teacher, "channels", images.channels)
-    if channels != images.channels:
-        raise InputError(f"the teacher takes {channels} channels, {images.name} has {images.channels}", source)
-    split = images.val if len(images.val) else images.train
-    split = split.take(torch.arange(min(1000, len(split))))
     measured = evaluate(teacher, split, []).natural
     promised = opened.record.get("val_natural") if opened.record.get("data") == images.name else None
     if promised is not None and measured < promised - 0.1:
@@ -82,6 +84,6 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
         raise InputError(what, source, "other --size or --data-dir than it was trained with?")
     chance = 1 / images.num_classes
     if promised is None and measured < chance + min(chance / 2, 0.05):
-        fix = "another normalisation? give --mean and --std; other classes? gacd train pgdat --init adapts it"
+        fix = "another normalisation? " + "give --mean and --std; " * own + "other classes, or in another order?"
         raise InputError(f"the teacher is no better than chance, {measured:.1%}", source, fix)
     return f"{measured:.1%} natural on {len(split)} {'held-out' if len(images.val) else 'training'} images"

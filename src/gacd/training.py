@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gacd import ranks
+from gacd.classifier import lay_out_weights
 from gacd.data import Dataset, Loader
 from gacd.errors import Diverged, Stopped, UsageError
 from gacd.evaluation import evaluate
@@ -82,7 +83,8 @@ def fit(
         raise UsageError("batch norms need two images a process", f"--batch-size {batch_size}", "a larger one")
     method.student.head.requires_grad_(method.trains_head)
     method.train()  # a student that was loaded is in eval mode
-    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lay_out_weights(method.student)
+    lay_out_weights(method.teacher)
     optimizer = torch.optim.SGD(
         [p for p in method.parameters() if p.requires_grad], lr, momentum=0.9, weight_decay=weight_decay
     )

@@ -84,7 +84,7 @@ def probe(
     if size is not None and not apart:
         raise UsageError("the run's own images keep their size", "--size", "with --out for a probe apart")
     network = opened.model
-    if not isinstance(network, models.Classifier) or type(models.build(**network.config())) is not type(network):
+    if not models.rebuildable(network):
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(network).__name__, "ARCH:FILE")
     described = not apart or (opened.run and (opened.run / "config.yaml").exists())
     known = config(opened.run or path) if described else {}

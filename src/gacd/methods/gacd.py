@@ -16,7 +16,7 @@ from gacd.errors import InputError
 from gacd.losses import at_least_float32, cross_entropy, kl, reweighted_nce, transport, weights
 from gacd.memory import Bank, draw
 from gacd.methods.base import Method, outside_autocast
-from gacd.models.base import Classifier
+from gacd.models.base import Classifier, classify
 from gacd.models.folding import attackable
 
 
@@ -123,7 +123,7 @@ class GACD(Method):
         x_adv = self.attack(x, y, index)
         with torch.no_grad():
             f_t = self.teacher.features(x_adv if self.teacher_input == "adversarial" else x)
-            w = weights(self.teacher.classify(f_t), y, self.weights)  # w_t of Eq. 9
+            w = weights(classify(self.teacher, f_t), y, self.weights)  # w_t of Eq. 9
         f_s = self.student.features(x_adv)
         with outside_autocast(x):
             if not self.begun:
@@ -136,7 +136,7 @@ class GACD(Method):
             self.bank_s.update(everyone, ranks.gather(s), self.bank_momentum)
         values = dict(loss=nce.mean(), cosine=(t * s).sum(1).mean().detach(), weight=w.mean())
         if self.ce:
-            values["ce"] = cross_entropy(self.student.classify(f_s), y).mean()
+            values["ce"] = cross_entropy(classify(self.student, f_s), y).mean()
             values["loss"] = values["loss"] + self.ce * values["ce"]
         return values
 

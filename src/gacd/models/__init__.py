@@ -3,7 +3,10 @@
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
+
+import torch
+from torch import nn
 
 from ..errors import InputError
 from .base import Classifier
@@ -11,7 +14,7 @@ from .mobilenetv2 import mobilenetv2
 from .resnet import ResNet
 from .wideresnet import DMWideResNet, WideResNet
 
-__all__ = ["MODELS", "Classifier", "Family", "build", "parse"]
+__all__ = ["MODELS", "Classifier", "Family", "build", "parse", "rebuildable"]
 
 
 def build(
@@ -31,6 +34,16 @@ def build(
     family, match = _find(name)
     numbers = {k: int(v) if v.isdigit() else float(v) for k, v in match.groupdict().items() if v}
     return family.builder(name, num_classes, mean, std, **numbers)
+
+
+def rebuildable(model: object) -> TypeGuard[Classifier]:
+    """Whether `build(**model.config())` makes its like: not of a subclass, nor of one whose parts were changed."""
+    if not isinstance(model, Classifier) or type(model.head) is not nn.Linear:
+        return False
+    with torch.device("meta"):
+        other = build(**model.config())
+    same = [(name, value.shape) for name, value in other.state_dict().items()]
+    return type(other) is type(model) and same == [(name, value.shape) for name, value in model.state_dict().items()]
 
 
 def parse(name: str) -> str:

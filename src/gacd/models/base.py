@@ -104,6 +104,11 @@ class Classifier(nn.Module):
         return {"name": self.name, "num_classes": self.num_classes, "mean": mean, "std": std}
 
 
+def classify(network: Any, features: Tensor) -> Tensor:
+    """Features (B, feature_dim) -> logits (B, num_classes) of a Classifier, or of one's own network with a `head`."""
+    return getattr(network, "classify", network.head)(features)
+
+
 def conv(
     c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1, padding: int | None = None
 ) -> nn.Conv2d:

@@ -142,7 +142,7 @@ def _normalisation(
             raise InputError(f"{key} is not that of pixels in [0,1]", _numbers(values), "give mean and std")
         result[key] = values
     if not known:
-        notes.append("no mean and std in the file: pixels go in as they are; if a data loader normalised, give them")
+        notes.append(f"no mean and std in the file: pixels go in as they are; {UNSAID}")
     return result["mean"], result["std"]
 
 
@@ -180,6 +180,7 @@ def _fit(state: State, model: Classifier, notes: list[str]) -> State:
     return out
 
 
+UNSAID = "if a data loader or the forward normalised, as RobustBench's dm-wrn do, give --mean and --std"
 _ANOTHER = "name the architecture that the file was saved from"
 
 

@@ -1,0 +1,65 @@
+"""Anyone's network, asked before it is measured: is it a classifier of such images, and how does it want them?"""
+
+import copy
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gacd.attacks.loop import evaluating
+from gacd.errors import InputError
+from gacd.models import Classifier
+
+
+def check_network(model: nn.Module, x: Tensor) -> None:
+    """Raises InputError for a network that is no classifier of images such as x (B,C,H,W)."""
+    if error := _refusal(model, x):
+        raise error
+
+
+def lay_out(model: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
+    """Lets a network take images such as x (B,C,H,W) laid out as channels_last, in which convolutions are fast.
+
+    Most do as they are. One that reads memory in order, as `x.view(len(x), -1)` does, gets contiguous images from now
+    on, or until the context that is returned ends.
+    """
+    asked, x = model, x[:2]
+    with suppress(Exception):  # of any type: it may mind being copied; asked itself, it might change
+        asked = copy.deepcopy(model)
+    # Clones, since grey images are contiguous either way, and convolutions follow their strides.
+    fast, in_order = (x.clone(memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format))
+    if not _refusal(asked, fast) or _refusal(asked, in_order):
+        return nullcontext()
+    return model.register_forward_pre_hook(
+        lambda module, args: (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+    )
+
+
+def lay_out_weights(model: nn.Module | None) -> None:
+    """Filters as channels_last, of gacd's own networks: others may read their weights' memory in order."""
+    if isinstance(model, Classifier):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def known(model: nn.Module, what: str) -> int | None:
+    """`num_classes` or `channels` of a network of gacd's grammar; others may mean anything by such a name."""
+    return getattr(model, what) if isinstance(model, Classifier) else None
+
+
+def _refusal(model: nn.Module, x: Tensor) -> InputError | None:
+    """Asked with two images, or one if there is no other, and as attacks ask: with a gradient."""
+    x = x[:2].detach().clone().requires_grad_()
+    if (channels := known(model, "channels")) not in (None, x.shape[1]):
+        return InputError(f"the network takes {channels} channels", f"the images have {x.shape[1]}")
+    try:
+        with evaluating(model), torch.enable_grad():
+            logits = model(x)
+    except Exception as error:  # of any type: the network may be anyone's
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return InputError("the network does not take these images", f"{tuple(x.shape)}: {reason}")
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
+        given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        fix = "one that returns more can be wrapped: return out[0], or out.logits"
+        return InputError("a network must return logits (B,K), floats", given, fix)
+    return None
