@@ -46,6 +46,8 @@ def test_a_run_goes_on_with_its_own_images_teacher_and_method_alone(digits, tmp_
     assert "the teacher is not what it was started with: run (another --out)" in last_error(capsys)
     save(tmp_path / "t", network("resnet8-x0.5", 1, digits), digits)
     assert main(argv) == 0
+    assert main([str(tmp_path / word) if word.startswith("t/") else word for word in argv]) == 0  # one place
+    assert main([*argv, "--teacher", "t"]) == 2
 
 
 def test_a_classifier_goes_with_the_weights_that_it_is_of():

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from gacd.errors import Stopped
+from gacd.errors import Locked, Stopped
 from gacd.recipe import Task
 
 
@@ -47,7 +47,9 @@ def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> list[Task
                     running.append(Process(task, logs / f"{tasks.index(task):03}.log", slot, jobs))
             for process in [p for p in running if p.ended]:
                 running.remove(process)
-                if process.failed:
+                if process.child.returncode == Locked.exit_code:  # as an earlier call's, which was killed
+                    waiting.append(process.task)
+                elif process.failed:
                     failed.append(process.task)
                 left = len(waiting) + len(running)
                 say.print(process.said, f"({left} left)", markup=False, soft_wrap=True)
@@ -98,4 +100,5 @@ class Process:
     def said(self) -> str:
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         verdict = f"FAILED, see {self.log}" if self.failed else ""
+        verdict = "is at work elsewhere: tried again" if self.child.returncode == Locked.exit_code else verdict
         return f"{minutes:3}:{seconds:02}  gacd {' '.join(self.task.argv[:2])} → {self.task.makes} {verdict}"

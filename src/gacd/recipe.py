@@ -1,6 +1,7 @@
 """Recipes: shell scripts of `gacd ...` lines, what of them is missing, and what each line makes and reads."""
 
 import itertools
+import json
 import re
 import subprocess
 from collections.abc import Sequence
@@ -11,11 +12,10 @@ from gacd import assess, checkpoint, records
 from gacd.attacks.loop import RADII
 from gacd.cli import Parser, Ratio, plain, training_parser
 from gacd.errors import InputError
-from gacd.runs import FREE, check_options, story
+from gacd.runs import FREE, PLACES, check_options, story
 
 RECIPES = Path(__file__).parent / "recipes"
 PROBE = Path("checkpoints/probe.pt")
-PATHS = {"out", "teacher", "init", "cost_of"}
 # In the place of the shell's own: what a recipe would run is printed, each word ended by a NUL, each line by "\n". What
 # the recipe itself prints goes elsewhere.
 PRINTED = r"""
@@ -87,7 +87,10 @@ def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
 
 
 def missing(commands: Sequence[list[str]]) -> list[Task]:
-    """The tasks to run: those without a result, and what these need and does not exist; in the recipe's order."""
+    """The tasks to run: those without a result, what these need and does not exist, and what is measured of that.
+
+    They come in the recipe's order. A run trained anew may have other bits, of which its old numbers are not.
+    """
     tasks: list[Task] = []
     for argv in commands:
         known = {task.makes for task in tasks if task.makes}
@@ -95,6 +98,16 @@ def missing(commands: Sequence[list[str]]) -> list[Task]:
         reads = [made for before, path in pairs if before not in ("--out", "--cost-of") for made in _read(path, known)]
         counts = [path for before, path in pairs if before == "--cost-of" and path in known]
         tasks.append(Task(argv, makes(argv), reads, counts))
+    chosen, before = _chosen(tasks, []), None
+    while chosen != before:
+        anew = {task.makes for task in chosen if task.argv[0] in ("train", "distill", "probe")}
+        again = [t for t in tasks if t in chosen or (t.argv[0] in ("evaluate", "analyze") and anew & {*t.reads})]
+        chosen, before = _chosen(tasks, again), chosen
+    return chosen
+
+
+def _chosen(tasks: Sequence[Task], again: Sequence[Task]) -> list[Task]:
+    """Those to run again, those without a result, and what these need and does not exist."""
     read = {path for task in tasks for path in [*task.reads, *task.counts]}
     needed: set[Path | None] = set()
     counted: set[Path | None] = set()
@@ -102,7 +115,7 @@ def missing(commands: Sequence[list[str]]) -> list[Task]:
     for task in reversed(tasks):
         asked = task.makes not in read or (task.makes in needed and not _exists(task.makes))
         asked = asked or (task.makes in counted and not _finished(task.makes))
-        if asked and not _done(task):
+        if task in again or (asked and not _done(task)):
             chosen.append(task)
             needed |= set(task.reads)
             counted |= set(task.counts)
@@ -121,7 +134,7 @@ def check(commands: Sequence[list[str]]) -> None:
             command, method, *words = argv
             typed = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
             values = plain(training_parser(command, method).read(words))
-            free = FREE | PATHS | ({"epochs", "milestones"} if "cost_of" in typed else set())
+            free = FREE | PLACES | {"out"} | ({"epochs", "milestones"} if "cost_of" in typed else set())
             free |= {"precision"} if values["precision"] == "auto" else set()
             check_options(out, {name: values[name] for name in typed & values.keys()}, free)
 
@@ -165,7 +178,17 @@ def _done(task: Task) -> bool:
         return _evaluated(task.makes.parent, task.argv[1:])
     if task.argv[0] in ("train", "distill"):
         return _exists(task.makes) and _finished(task.makes)
-    return _exists(task.makes)
+    return _exists(task.makes) and (task.argv[0] != "analyze" or _analysed(task.makes))
+
+
+def _analysed(file: Path) -> bool:
+    """Whether an analysis is of the weights that its runs' results are of, as far as these say."""
+    try:
+        sources = [(Path(s["source"]), s["sha256"]) for s in json.loads(file.read_text())["sources"].values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+    known = {path: {m.row.get("sha256") for m in records.read(path, "").measured} for path, _ in sources}
+    return all(sha256 in known[path] or not known[path] for path, sha256 in sources)
 
 
 def _evaluated(folder: Path, argv: list[str]) -> bool:

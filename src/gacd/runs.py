@@ -22,6 +22,7 @@ from gacd.methods.base import Method
 from gacd.results import fingerprint, provenance
 
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
+PLACES = {"teacher", "init", "cost_of"}  # may be written otherwise
 
 
 class Run:
@@ -185,10 +186,16 @@ def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
 def check_options(out: Path, options: dict[str, Any], free: set[str]) -> None:
     """Refuses options that a run was not started with, but for the free ones."""
     old = config(out)
-    changed = [name for name in sorted(options) if name not in free and old.get(name) != options[name]]
+    changed = [n for n in sorted(options) if n not in free and not _alike(n, old.get(n), options[n])]
     if changed:
         what = ", ".join(f"{name} {old.get(name)} -> {options[name]}" for name in changed)
         raise UsageError(f"the run was started with other options: {what}", out, "give those, or another --out")
+
+
+def _alike(name: str, old: Any, new: Any) -> bool:
+    """Equal; or one place, however it is written."""
+    here = name in PLACES and old is not None and new is not None
+    return old == new or (here and Path(old).resolve() == Path(new).resolve())
 
 
 def began(

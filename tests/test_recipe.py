@@ -1,0 +1,144 @@
+"""What of a recipe is missing, and what that needs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gacd import checkpoint
+from gacd.errors import UsageError
+from gacd.models import build
+from gacd.recipe import check, missing
+
+
+def finish(run, results=(), weights=True):
+    run = Path(run)
+    run.mkdir(exist_ok=True)
+    (run / "run.json").write_text(json.dumps(dict(seconds=1)))
+    if weights:
+        checkpoint.write(run / "checkpoints/best.pt", dict(model=NETWORK.config(), weights=NETWORK.state_dict()))
+    if results:
+        (run / "results.json").write_text(json.dumps(dict(results=[entry(name) for name in results])))
+
+
+NETWORK = build("resnet8-x0.1")
+
+
+def entry(attack, **other):
+    what = dict(sha256=checkpoint.digest(NETWORK), data="digits", n=100, split_n=100, accuracy=0.5)
+    return what | dict(attack=attack, norm="Linf", eps="8/255") | other
+
+
+CHAIN = [
+    "train nfgsm --out t".split(),  # noqa: SIM905
+    "export t --out t.safetensors".split(),  # noqa: SIM905
+    "distill kd --teacher t.safetensors --out s".split(),  # noqa: SIM905
+    "evaluate s --attacks pgd20".split(),  # noqa: SIM905
+    "train pgdat --cost-of s --out p".split(),  # noqa: SIM905
+    "evaluate p --attacks pgd20 margin20".split(),  # noqa: SIM905
+]
+
+
+def left():
+    return [" ".join(task.argv[:2]) for task in missing(CHAIN)]
+
+
+def test_only_what_is_missing_and_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(left()) == 6
+    finish("s", ["natural", "pgd20"], weights=False)  # a committed result: nothing that led to it is needed
+    assert left() == ["train pgdat", "evaluate p"]
+    finish("p", ["pgd20"])
+    assert left() == ["evaluate p"]  # margin20 is missing
+    finish("p", ["pgd20", "margin20"])
+    assert left() == []
+    (tmp_path / "s/results.json").unlink()  # its weights are needed again, and so is the teacher
+    assert left() == ["train nfgsm", "export t", "distill kd", "evaluate s"]
+    (tmp_path / "t.safetensors").touch()
+    assert left() == ["distill kd", "evaluate s"]
+    finish("s")
+    assert left() == ["evaluate s"]
+    (tmp_path / "s/run.json").write_text("{}")  # stopped half-way
+    assert left() == ["distill kd", "evaluate s"]
+
+
+def test_what_is_trained_anew_is_measured_anew(tmp_path, monkeypatch):
+    """Its numbers would be of other bits; an analysis is of all its runs, and of those whose results are there."""
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        "train nfgsm --out a".split(),  # noqa: SIM905
+        "evaluate a --attacks pgd20".split(),  # noqa: SIM905
+        "train pgdat --init a --out b".split(),  # noqa: SIM905
+        "evaluate b --attacks pgd20".split(),  # noqa: SIM905
+        "distill kd --out c".split(),  # noqa: SIM905
+        "evaluate c --attacks pgd20".split(),  # noqa: SIM905
+        "analyze b c --out found".split(),  # noqa: SIM905
+    ]
+
+    def chosen():
+        return [" ".join(task.argv[:2]) for task in missing(lines)]
+
+    def analysed(sha256):
+        (tmp_path / "found").mkdir(exist_ok=True)
+        sources = dict(b=dict(source="b", sha256=sha256), c=dict(source="c", sha256=checkpoint.digest(NETWORK)))
+        (tmp_path / "found/analysis.json").write_text(json.dumps(dict(sources=sources)))
+
+    for name in "abc":
+        finish(name, ["pgd20"], weights=False)
+    analysed(checkpoint.digest(NETWORK))
+    assert chosen() == []
+    (tmp_path / "b/results.json").unlink()
+    everything = ["train nfgsm", "evaluate a", "train pgdat", "evaluate b", "distill kd", "evaluate c", "analyze b"]
+    assert chosen() == everything
+    finish("b", ["pgd20"], weights=False)
+    analysed("of weights that were withdrawn")
+    assert chosen() == everything
+    finish("a", ["pgd20"])
+    finish("b", ["pgd20"])
+    finish("c", ["pgd20"])
+    assert chosen() == ["analyze b"]
+
+
+def test_a_run_made_with_other_options_than_its_line_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "train nfgsm --data digits --model resnet8 --init a --epochs 3 --lr 0.2 --eps 8/255 --out r".split()  # noqa: SIM905
+    check([line])  # there is no run yet
+    Path("r").mkdir()
+    made = "data: digits\nmodel: resnet8\ninit: /elsewhere/a\nepochs: 3\nlr: 0.2\neps: 8/255\nema: 0.5\n"
+    Path("r/config.yaml").write_text(made)
+    check([line])
+    check([[*line, "--precision", "auto", "--devices", "2"]])
+    with pytest.raises(UsageError, match=r"other options: ema 0\.5 -> 0\.9, epochs 3 -> 30: r "):
+        check([[*line, "--epochs", "30", "--ema=0.9"]])
+    check([[*line, "--epochs", "30", "--cost-of", "b"]])  # which sets the epochs
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "enough"),
+    [
+        ("", {}, True),
+        ("", dict(n=50), False),
+        ("--n 50", dict(n=50), True),
+        ("--n 500", {}, True),  # more than there are
+        ("", dict(eps="4/255"), False),
+        ("--eps 4/255", dict(eps="4/255"), True),
+        ("--eps 4/255 8/255", {}, False),
+        ("", dict(norm="L2"), False),
+        ("--data cifar10", {}, False),
+        ("--data digits", {}, True),
+    ],
+)
+def test_a_result_counts_for_what_it_was_measured_on(tmp_path, monkeypatch, asked, found, enough):
+    monkeypatch.chdir(tmp_path)
+    finish("s")
+    (tmp_path / "s/results.json").write_text(json.dumps(dict(results=[entry("pgd20", **found)])))
+    assert [task.argv for task in missing([["evaluate", "s", "--attacks", "pgd20", *asked.split()]])] == [
+        ["evaluate", "s", "--attacks", "pgd20", *asked.split()]
+    ] * (not enough)
+
+
+def test_a_probe_of_a_run_waits_for_its_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train, probe, evaluate = missing([["train", "--out", "r"], ["probe", "r"], ["evaluate", "r"]])
+    assert probe.needs(train) and evaluate.needs(train) and evaluate.needs(probe)
+    assert not any(task.needs(task) for task in (train, probe, evaluate))
