@@ -26,7 +26,7 @@ MINIATURE = """
 RESNET18_T=resnet8-x0.5 RESNET18=resnet8-x0.25 WRN34_T=wrn-10-1 WRN34=wrn-10-1 MNV2=mobilenetv2-x0.1
 quick="--batch-size 400 --precision 32 --val-steps 1 --epochs 1"
 TEACHER="nfgsm $quick" AFT="pgdat $quick --steps 1"
-KD="kd $quick" ARD="ard $quick --steps 1" GACD="gacd $quick --steps 1" GACD_MNV2=$GACD
+KD="kd $quick" ARD="ard $quick --steps 1" GACD="gacd $quick --steps 1" MNV2_RATE=
 EVALUATE="--attacks pgd1 margin1 --n 50"
 KD_EPOCHS= ARD_EPOCHS= GACD_EPOCHS= AFT_EPOCHS=
 """

@@ -17,6 +17,7 @@ from gacd.groups import Mean, mean, mean_point
 from gacd.processes import run
 from gacd.recipe import Row, check, expand, makes, missing, script
 from gacd.records import Measured
+from gacd.runs import story
 from gacd.sections import Line as Evaluated
 from gacd.sections import sections
 
@@ -126,7 +127,8 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
             images = [(data, n, None) for data, n, _ in images]
         most = max(images, key=images.count, default=None)
         alike = [of_run for of_run, same in zip(measured, images, strict=True) if same == most]
-        costs = [spent for path in row.runs if (spent := cost.spent(path)) is not None]
+        finished = [path for path in row.runs if story(path).get("seconds") is not None]  # others have planned it only
+        costs = [spent for path in finished if (spent := cost.spent(path)) is not None]
         theirs = paper.table(row.table)["cells"].get(row.cell, [])
         lines.append(Line(row.cell, alike, theirs, costs, len(measured)))
     return lines

@@ -3,11 +3,11 @@
 # Preset paper: 7.1e17 operations, 4 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
-pair() { # TEACHER STUDENT, both as the paper calls them, and GACD's line if it is another one
+pair() { # TEACHER STUDENT, both as the paper calls them, and the rate of KD and GACD if it is another one
     place cifar100 "$1" "$2"
-    distil kd 0 $KD $KD_EPOCHS
+    distil kd 0 $KD ${5-} $KD_EPOCHS
     distil ard 0 $ARD_100 $ARD_EPOCHS
-    distil gacd 0 ${5-$GACD} $GACD_EPOCHS
+    distil gacd 0 $GACD ${5-} $GACD_EPOCHS
     finetune gacd-aft 0 gacd $AFT_EPOCHS
     row table2 "$3/$4/KD" "$runs/kd-0"
     row table2 "$3/$4/ARD" "$runs/ard-0"
@@ -20,5 +20,5 @@ pair "$WRN40_T" "$WRN16" WRN-40-2 WRN-16-2
 pair "$RESNET56_T" "$RESNET32" ResNet-56 ResNet-32
 pair "$RESNET56_T" "$WRN16" ResNet-56 WRN-16-2
 pair "$WRN40_T" "$RESNET32" WRN-40-2 ResNet-32
-pair "$RESNET56_T" "$MNV2_100" ResNet-56 MobileNetV2 "$GACD_MNV2"
-pair "$WRN40_T" "$MNV2_100" WRN-40-2 MobileNetV2 "$GACD_MNV2"
+pair "$RESNET56_T" "$MNV2_100" ResNet-56 MobileNetV2 "$MNV2_RATE"
+pair "$WRN40_T" "$MNV2_100" WRN-40-2 MobileNetV2 "$MNV2_RATE"

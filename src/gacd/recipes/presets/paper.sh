@@ -15,7 +15,8 @@ ARD_100="ard --config ard"
 RSLAD="rslad --config rslad"
 ADAAD="adaad --config adaad"
 IGDM="igdm --config igdm"
-GACD="gacd --config gacd" GACD_MNV2="gacd --config gacd --lr 0.01" # as in CRD's code
+GACD="gacd --config gacd"
+MNV2_RATE="--lr 0.01" # of KD and GACD on MobileNetV2, as in RepDistiller
 HEAD="--solver adversarial --weight-decays 0.1 0.03 0.01"
 AFT="pgdat --config aft"
 # The recipe rates: GACD, ARD, PGD-AT, RSLAD.
