@@ -199,7 +199,7 @@ def test_a_teacher_is_refused_where_it_cannot_be_used(run, find, capsys):
     assert main([*ARGV, "--teacher", "other", "--audits", "full"]) == 1
     said = capsys.readouterr().err
     assert "only full audits transfer attacks: --teacher t (--audits full)" in said
-    assert "the teacher's num_classes is 3, the data's 10: other" in said
+    assert "the teacher knows 3 classes, digits has 10: other" in said
     assert not (run / "results.json").exists()
 
 
