@@ -280,6 +280,8 @@ def test_what_a_copy_would_not_show_is_not_folded(network):
         lambda model: setattr(model, "scale", 3.0),
         lambda model: setattr(model, "act", nn.ReLU()),
         lambda model: setattr(model, "conv", nn.Sequential(nn.Conv2d(3, 8, 3))),
+        lambda model: setattr(model, "conv", nn.Conv2d(3, 8, 3, stride=2)),
+        lambda model: setattr(model.conv, "padding", (1, 1)),
         lambda model: nn.utils.weight_norm(model.conv),
     ],
 )

@@ -113,6 +113,7 @@ def test_a_run_that_is_at_work_elsewhere_is_tried_again(tmp_path, monkeypatch):
             return self.returncode
 
     monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setattr(processes, "PAUSE", 0.1)
     assert processes.run([Task(["train"], None, [], [])], tmp_path, 1, Console(quiet=True)) == []
     assert not codes
 

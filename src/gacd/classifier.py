@@ -12,10 +12,22 @@ from gacd.errors import InputError
 from gacd.models import Classifier
 
 
-def check_network(model: nn.Module, x: Tensor) -> None:
-    """Raises InputError for a network that is no classifier of images such as x (B,C,H,W)."""
-    if error := _refusal(model, x):
-        raise error
+def check_network(model: nn.Module, x: Tensor, name: str = "the network") -> None:
+    """Raises InputError for a network that is no classifier of images such as x (B,C,H,W), of two or of one."""
+    asked = _copy(model)
+    for part in (x[:2], x[:1]):
+        if error := _refusal(asked, part, name):
+            raise error
+
+
+def check_features(model: Any, x: Tensor, name: str) -> None:
+    """Raises InputError for a network whose `features` does not take images x (B,C,H,W) laid out as channels_last."""
+    try:
+        with evaluating(model), torch.no_grad():
+            model.features(x.clone(memory_format=torch.channels_last))
+    except Exception as error:  # of any type: the network may be anyone's
+        fix = "they come laid out as channels_last: reshape takes them where view does not"
+        raise InputError(f"{name}'s features(x) does not take these images", _said(error), fix) from None
 
 
 def lay_out(model: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
@@ -24,9 +36,7 @@ def lay_out(model: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
     Most do as they are. One that reads memory in order, as `x.view(len(x), -1)` does, gets contiguous images from now
     on, or until the context that is returned ends.
     """
-    asked, x = model, x[:2]
-    with suppress(Exception):  # of any type: it may mind being copied; asked itself, it might change
-        asked = copy.deepcopy(model)
+    asked, x = _copy(model), x[:2]
     # Clones, since grey images are contiguous either way, and convolutions follow their strides.
     fast, in_order = (x.clone(memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format))
     if not _refusal(asked, fast) or _refusal(asked, in_order):
@@ -47,19 +57,29 @@ def known(model: nn.Module, what: str) -> int | None:
     return getattr(model, what) if isinstance(model, Classifier) else None
 
 
-def _refusal(model: nn.Module, x: Tensor) -> InputError | None:
-    """Asked with two images, or one if there is no other, and as attacks ask: with a gradient."""
-    x = x[:2].detach().clone().requires_grad_()
+def _copy(model: nn.Module) -> nn.Module:
+    """One that may be asked: the network itself might keep what it was asked, or change."""
+    with suppress(Exception):  # of any type: it may mind being copied
+        return copy.deepcopy(model)
+    return model
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _refusal(model: nn.Module, x: Tensor, name: str = "the network") -> InputError | None:
+    """Asked as attacks ask: with a gradient."""
+    x = x.detach().clone().requires_grad_()
     if (channels := known(model, "channels")) not in (None, x.shape[1]):
-        return InputError(f"the network takes {channels} channels", f"the images have {x.shape[1]}")
+        return InputError(f"{name} takes {channels} channels", f"the images have {x.shape[1]}")
     try:
         with evaluating(model), torch.enable_grad():
             logits = model(x)
     except Exception as error:  # of any type: the network may be anyone's
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return InputError("the network does not take these images", f"{tuple(x.shape)}: {reason}")
+        return InputError(f"{name} does not take these images", f"{tuple(x.shape)}: {_said(error)}")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
         given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         fix = "one that returns more can be wrapped: return out[0], or out.logits"
-        return InputError("a network must return logits (B,K), floats", given, fix)
+        return InputError(f"{name} must return logits (B,K), floats", given, fix)
     return None

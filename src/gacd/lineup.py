@@ -10,7 +10,7 @@ from torch import Tensor
 from gacd import checkpoint
 from gacd import data as datasets
 from gacd.attacks import evaluating, pgd
-from gacd.classifier import known
+from gacd.classifier import check_features, known
 from gacd.data import Dataset, pixels
 from gacd.errors import InputError, UsageError
 from gacd.losses import cross_entropy
@@ -129,6 +129,7 @@ def check(net: Network, guide: Network, images: Dataset) -> None:
         raise InputError(f"{classes[0]} classes, but {images.name} has {images.num_classes}", net.source)
     if (channels := known(model, "channels")) not in (None, images.channels):
         raise InputError(f"the network takes {channels} channels, {images.name} has {images.channels}", net.source)
+    check_features(model, pixels(images.test.images[:2]), f"the network {net.source}")
 
 
 def crafted(

@@ -178,6 +178,9 @@ def need() -> tuple[Any, Any]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """No output: torch's own code prints the whole graph that it cannot write."""
+    if sys.stdout is None:  # closed
+        yield
+        return
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

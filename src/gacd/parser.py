@@ -201,7 +201,10 @@ class Ratio(float):
 
     def __new__(cls, value: float | str) -> "Ratio":
         if isinstance(value, str) and value.count("/") == 1:
-            over, under = map(float, value.split("/"))
+            try:
+                over, under = map(float, value.split("/"))
+            except ValueError:  # which names a part of it
+                raise ValueError(f"could not convert string to float: {value!r}") from None
             if under == 0:
                 raise ValueError(f"division by zero: {value}")
             return super().__new__(cls, over / under)

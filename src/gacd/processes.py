@@ -15,6 +15,8 @@ from rich.console import Console
 from gacd.errors import Locked, Stopped
 from gacd.recipe import Task
 
+PAUSE = 60.0  # seconds
+
 
 def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> list[Task]:
     """Runs tasks as processes, some at a time, each once those before it that it reads have ended.
@@ -29,6 +31,7 @@ def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> list[Task
     waiting = list(tasks)
     running: list[Process] = []
     failed: list[Task] = []
+    again: dict[int, float] = {}  # when to try those again whose run was at work elsewhere
     signals: list[int] = []
     # What is ignored stays so: nohup's hang-up.
     heard = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
@@ -39,16 +42,22 @@ def run(tasks: Sequence[Task], logs: Path, jobs: int, say: Console) -> list[Task
                 if any(task.needs(other) for other in failed):
                     waiting.remove(task)
                     failed.append(task)
-                elif len(running) < jobs and not any(
-                    task.needs(other) for other in [*waiting, *(p.task for p in running)]
+                elif (
+                    len(running) < jobs
+                    and time.monotonic() >= again.get(id(task), 0)
+                    and not any(task.needs(other) for other in [*waiting, *(p.task for p in running)])
                 ):
                     waiting.remove(task)
                     slot = next(n for n in range(jobs) if n not in [p.slot for p in running])
                     running.append(Process(task, logs / f"{tasks.index(task):03}.log", slot, jobs))
             for process in [p for p in running if p.ended]:
                 running.remove(process)
+                told = id(process.task) in again
                 if process.child.returncode == Locked.exit_code:  # as an earlier call's, which was killed
                     waiting.append(process.task)
+                    again[id(process.task)] = time.monotonic() + PAUSE
+                    if told:
+                        continue
                 elif process.failed:
                     failed.append(process.task)
                 left = len(waiting) + len(running)

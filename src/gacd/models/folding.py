@@ -6,6 +6,7 @@ times with the same weights, so folding them once saves two passes over every fe
 
 import copy
 import traceback
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from gacd.attacks.loop import evaluating
+from gacd.device import exactly
 from gacd.errors import GacdError, InputError
 from gacd.losses import gap
 
-PLAIN = int | float | str  # of attributes: a scale, a stride, a mode
+PLAIN = int | float | str | tuple  # of attributes: a scale, a stride, a mode
 _twins: "WeakKeyDictionary[nn.Module, Twin]" = WeakKeyDictionary()
 
 
@@ -72,7 +74,7 @@ class Twin:
         if not self.pairs:
             return False
         other = _copy(model)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), exactly():
             for _, name in self.pairs:
                 norm: Any = other.get_submodule(name)
                 spread = torch.linspace(0.5, 1.5, len(norm.running_var), device=norm.running_var.device)
@@ -102,7 +104,7 @@ class Twin:
 
 def _structure(model: nn.Module) -> list[Any]:
     """What a twin was made for: modules, and which tensors they have."""
-    return [(name, type(m), *m._parameters, *m._buffers) for name, m in model.named_modules()]
+    return [(name, weakref.ref(m), *m._parameters, *m._buffers) for name, m in model.named_modules()]
 
 
 def _copy(model: nn.Module) -> nn.Module:
