@@ -29,18 +29,22 @@ def entry(attack, **other):
     return what | dict(attack=attack, norm="Linf", eps="8/255") | other
 
 
-CHAIN = [
-    "train nfgsm --out t".split(),  # noqa: SIM905
-    "export t --out t.safetensors".split(),  # noqa: SIM905
-    "distill kd --teacher t.safetensors --out s".split(),  # noqa: SIM905
-    "evaluate s --attacks pgd20".split(),  # noqa: SIM905
-    "train pgdat --cost-of s --out p".split(),  # noqa: SIM905
-    "evaluate p --attacks pgd20 margin20".split(),  # noqa: SIM905
-]
+def lines(text):
+    return [line.split() for line in text.strip().splitlines()]
 
 
-def left():
-    return [" ".join(task.argv[:2]) for task in missing(CHAIN)]
+CHAIN = lines("""
+train nfgsm --out t
+export t --out t.safetensors
+distill kd --teacher t.safetensors --out s
+evaluate s --attacks pgd20
+train pgdat --cost-of s --out p
+evaluate p --attacks pgd20 margin20
+""")
+
+
+def left(chain=CHAIN):
+    return [" ".join(task.argv[:2]) for task in missing(chain)]
 
 
 def test_only_what_is_missing_and_what_it_needs(tmp_path, monkeypatch):
@@ -65,18 +69,15 @@ def test_only_what_is_missing_and_what_it_needs(tmp_path, monkeypatch):
 def test_what_is_trained_anew_is_measured_anew(tmp_path, monkeypatch):
     """Its numbers would be of other bits; an analysis is of all its runs, and of those whose results are there."""
     monkeypatch.chdir(tmp_path)
-    lines = [
-        "train nfgsm --out a".split(),  # noqa: SIM905
-        "evaluate a --attacks pgd20".split(),  # noqa: SIM905
-        "train pgdat --init a --out b".split(),  # noqa: SIM905
-        "evaluate b --attacks pgd20".split(),  # noqa: SIM905
-        "distill kd --out c".split(),  # noqa: SIM905
-        "evaluate c --attacks pgd20".split(),  # noqa: SIM905
-        "analyze b c --out found".split(),  # noqa: SIM905
-    ]
-
-    def chosen():
-        return [" ".join(task.argv[:2]) for task in missing(lines)]
+    chain = lines("""
+        train nfgsm --out a
+        evaluate a --attacks pgd20
+        train pgdat --init a --out b
+        evaluate b --attacks pgd20
+        distill kd --out c
+        evaluate c --attacks pgd20
+        analyze b c --out found
+    """)
 
     def analysed(sha256):
         (tmp_path / "found").mkdir(exist_ok=True)
@@ -86,17 +87,17 @@ def test_what_is_trained_anew_is_measured_anew(tmp_path, monkeypatch):
     for name in "abc":
         finish(name, ["pgd20"], weights=False)
     analysed(checkpoint.digest(NETWORK))
-    assert chosen() == []
+    assert left(chain) == []
     (tmp_path / "b/results.json").unlink()
     everything = ["train nfgsm", "evaluate a", "train pgdat", "evaluate b", "distill kd", "evaluate c", "analyze b"]
-    assert chosen() == everything
+    assert left(chain) == everything
     finish("b", ["pgd20"], weights=False)
     analysed("of weights that were withdrawn")
-    assert chosen() == everything
+    assert left(chain) == everything
     finish("a", ["pgd20"])
     finish("b", ["pgd20"])
     finish("c", ["pgd20"])
-    assert chosen() == ["analyze b"]
+    assert left(chain) == ["analyze b"]
 
 
 def test_a_run_made_with_other_options_than_its_line_is_refused(tmp_path, monkeypatch):

@@ -217,8 +217,7 @@ def _teacher(source: str, images: Dataset) -> nn.Module:
     model = checkpoint.load(source)
     x = datasets.pixels(images.test.images[:2])
     lay_out(model, x)
-    check_network(model, x, f"the teacher {source}")
-    if (classes := model(x).shape[1]) != images.num_classes:
+    if (classes := check_network(model, x, f"the teacher {source}")) != images.num_classes:
         raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source)
     return model
 

@@ -12,12 +12,11 @@ from gacd.errors import InputError
 from gacd.models import Classifier
 
 
-def check_network(model: nn.Module, x: Tensor, name: str = "the network") -> None:
-    """Raises InputError for a network that is no classifier of images such as x (B,C,H,W), of two or of one."""
+def check_network(model: nn.Module, x: Tensor, name: str = "the network") -> int:
+    """How many classes a network tells apart; InputError if it is no classifier of images such as x (B,C,H,W)."""
     asked = _copy(model)
-    for part in (x[:2], x[:1]):
-        if error := _refusal(asked, part, name):
-            raise error
+    logits = [_asked(asked, part, name) for part in (x[:2], x[:1])]  # of two or of one
+    return logits[0].shape[1]
 
 
 def check_features(model: Any, x: Tensor, name: str) -> None:
@@ -39,7 +38,7 @@ def lay_out(model: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
     asked, x = _copy(model), x[:2]
     # Clones, since grey images are contiguous either way, and convolutions follow their strides.
     fast, in_order = (x.clone(memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format))
-    if not _refusal(asked, fast) or _refusal(asked, in_order):
+    if _takes(asked, fast) or not _takes(asked, in_order):
         return nullcontext()
     return model.register_forward_pre_hook(
         lambda module, args: (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
@@ -68,18 +67,25 @@ def _said(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _refusal(model: nn.Module, x: Tensor, name: str = "the network") -> InputError | None:
-    """Asked as attacks ask: with a gradient."""
+def _takes(model: nn.Module, x: Tensor) -> bool:
+    with suppress(InputError):
+        _asked(model, x, "")
+        return True
+    return False
+
+
+def _asked(model: nn.Module, x: Tensor, name: str) -> Tensor:
+    """Logits (B,K), asked for as attacks do: with a gradient."""
     x = x.detach().clone().requires_grad_()
     if (channels := known(model, "channels")) not in (None, x.shape[1]):
-        return InputError(f"{name} takes {channels} channels", f"the images have {x.shape[1]}")
+        raise InputError(f"{name} takes {channels} channels", f"the images have {x.shape[1]}")
     try:
         with evaluating(model), torch.enable_grad():
             logits = model(x)
     except Exception as error:  # of any type: the network may be anyone's
-        return InputError(f"{name} does not take these images", f"{tuple(x.shape)}: {_said(error)}")
+        raise InputError(f"{name} does not take these images", f"{tuple(x.shape)}: {_said(error)}") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
         given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         fix = "one that returns more can be wrapped: return out[0], or out.logits"
-        return InputError(f"{name} must return logits (B,K), floats", given, fix)
-    return None
+        raise InputError(f"{name} must return logits (B,K), floats", given, fix)
+    return logits

@@ -57,9 +57,7 @@ def ship(
     else:
         raise UsageError("how large are the images?", "--size", "the source does not say, and its data is not at hand")
     x_adv = _witnesses(opened, tuple(x.shape[1:]))
-    check_network(model, x)
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1]
+    classes = check_network(model, x)
     about = dict(architecture=named(model), weights_sha256=checkpoint.digest(model), num_classes=classes)
     about |= dict(channels=x.shape[1], input_size=x.shape[-1], pixel_range="[0, 1]", gacd_version=version("gacd"))
     names = opened.record.get("classes") or (images.classes if images else [])

@@ -69,11 +69,9 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     split = split.take(torch.arange(min(1000, len(split))))
     x = pixels(split.images[:2]).to(next((t.device for t in teacher.state_dict().values()), torch.device("cpu")))
     lay_out(teacher, x)  # as the trainer's images are
-    check_network(teacher, x, f"the teacher {source}")
+    classes = check_network(teacher, x, f"the teacher {source}")
     if callable(getattr(teacher, "features", None)):
         check_features(teacher, x, f"the teacher {source}")
-    with torch.no_grad():
-        classes = teacher(x).shape[1]
     fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one" * own
     if classes != images.num_classes:
         raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
