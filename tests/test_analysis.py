@@ -35,6 +35,9 @@ def test_files_say_what_was_measured_on_what(result, taught, digits):
         assert source["sha256"] == checkpoint.digest(checkpoint.load(str(taught / name)))
     assert {"commit", "device", "versions"} <= set(result)
     assert "scikit-learn" in result["versions"]
+    points, fixed = result["clusters"]["points"], result["clusters"]["fixed"]
+    said = f"features of teacher, a, b: test images of digits, {points[0]} of 0, {points[1]} of 1, and 1 attacked"
+    assert said in result["figures"]["clusters.png"] and f"{fixed} that fool a" in result["figures"]["clusters.png"]
     page = (taught / "out" / "analysis.md").read_text()
     for name in ("correlations-natural", "correlations-adversarial", "clusters"):
         assert (taught / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -185,6 +188,7 @@ def test_a_network_beside_itself_differs_in_nothing_and_without_an_attack_nothin
         (["a", "--eps", "8"], 1, "did you mean 8/255?"),
         (["teacher"], 2, "which teacher? the runs name none (--teacher says which)"),
         (["a", "other"], 2, "the runs name different teachers"),
+        (["a", "--out", "a/config.yaml"], 2, "--out is no directory: a/config.yaml"),
         (["factory"], 2, "a factory must be typed on the command line"),
         (["a", "missing"], 1, "no such run or file: missing"),
     ],

@@ -58,3 +58,13 @@ def test_a_number_that_an_audit_doubts_says_so():
     line = measured("ARD", natural=0.5, worst=0.2)
     line.measured[0]["worst"] = line.measured[0]["worst"]._replace(row=dict(verdict="SUSPECT"))
     assert [cell.note for cell in beside("claim", [line]).rows[0][:3]] == ["", "", "unverified"]
+
+
+def test_worst_cases_of_unlike_attacks_are_neither_averaged_nor_drawn():
+    line = measured("ARD", natural=0.5, pgd20=0.3, worst=0.3)
+    line.measured.append(measured("", natural=0.6, pgd20=0.3, margin20=0.25, worst=0.25).measured[0])
+    cells = dict(
+        zip([column.name for column in beside("claim", [line]).columns], beside("claim", [line]).rows[0], strict=True)
+    )
+    assert (cells["natural"].text, cells["worst"].text) == ("55.00 ± 7.07", "–")
+    assert drawn("claim", [line])[""].axes[0].get_ylabel() == "robust accuracy, pgd20"

@@ -72,3 +72,30 @@ def test_the_data_of_a_teacher_are_unknown():
 def test_a_run_that_was_not_attacked_or_not_measured():
     assert field(form({"natural": 0.8}), "Clean accuracy").startswith("80.00")
     assert field(form({"pgd20": 0.8}), "Clean accuracy") == UNKNOWN
+
+
+def test_every_board_that_autoattack_was_run_for_has_a_block():
+    """Though most runs were attacked otherwise."""
+    row = dict(weights="best", sha256="f00", commit="c0ffee")
+    runs = [Run(name, Path("r", name), dict(method="ard", data="cifar10"), "resnet18", 1) for name in "abc"]
+    tried = {("autoattack", "Linf", "8/255"): 0.5, ("autoattack", "L2", "0.5"): 0.6, ("pgd20", "Linf", "4/255"): 0.7}
+    for run in runs:
+        some = tried if run.name == "a" else {("pgd20", "Linf", "4/255"): 0.7}
+        natural = Measured("cifar10", 10_000, "natural", "", Ratio(0), 0.9, row)
+        run.measured = [
+            natural,
+            *(Measured("cifar10", 10_000, a, norm, Ratio(e), s, row) for (a, norm, e), s in some.items()),
+        ]
+    blocks = claims([Section("cifar10", runs)]).split("## Model: ")[1:]
+    assert [(text[0], field(text, "Threat Model"), field(text, "Robust accuracy")[:5]) for text in blocks] == [
+        ("a", "Linf", "50.00"), ("a", "L2", "60.00"), ("b", "Linf", UNKNOWN[:5]), ("c", "Linf", UNKNOWN[:5]),
+    ]  # fmt: skip
+    assert "AutoAttack was not run" not in blocks[0] + blocks[1]
+
+
+def test_doubts_may_be_anything():
+    for doubts in (5, None, [], "x", ["a hidden gradient"]):
+        run = Run("a", Path("r/a"), {}, "resnet18")
+        row = dict(verdict="SUSPECT", doubts=doubts)
+        run.measured = [Measured("cifar10", 10, "pgd20", "Linf", Ratio("8/255"), 0.5, row)]
+        assert "unverified upper bound" in claims([Section("cifar10", [run])])

@@ -79,6 +79,21 @@ def test_the_best_student_is_named_and_the_teacher_is_none():
     assert "The most robust student here is that of KD: 75.0%" in " ".join(findings(section(kd=0.75)))
 
 
+def test_a_number_in_doubt_wins_nothing():
+    doubted = section(gacd=0.88, pgdat=0.75)
+    doubted.runs[-2].measured[-1].row["verdict"] = "SUSPECT"
+    said = " ".join(findings(doubted))
+    assert "The most robust student here is that of plain adversarial training: 75.0%" in said
+    assert "GACD (88.0% (unverified)) is more robust than ARD (70.0%) under attack; an audit doubts that" in said
+
+
+def test_sentences_are_of_the_most_images():
+    again = section()
+    fewer = [m._replace(n=10, accuracy=1.0) for m in again.runs[0].measured]
+    again.runs[0].measured = [*fewer, *again.runs[0].measured]
+    assert "On 359 test images" in " ".join(findings(again))
+
+
 def test_passes_include_the_start():
     runs = [line("gacd", 0.6), line("gacd-aft", 0.7, init="demo/gacd"), line("kd", 0.1, steps=0)]
     assert [module.passes(run, runs) for run in runs] == [48, 96, 8]
@@ -95,7 +110,7 @@ def test_the_demo_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count(" s\n") == len(lines)
     page = (tmp_path / "report.html").read_text()
-    for sentence in ("On 40 test images", "GACD+AFT", "not conclusive", "What each cost"):
+    for sentence in ("On 40 test images", "GACD+AFT", "under attack; ", "What each cost"):
         assert sentence in page
         assert sentence in " ".join(out.split())
     assert page.count("<image ") == 5 * 6

@@ -50,3 +50,8 @@ def test_no_run_lies_beyond_the_front_but_one_that_beats_all(teacher):
     (front,) = (line for line in axes.lines if line.get_gid() == "front")
     x, y = STEP_LOOKUP_MAP[front.get_drawstyle()](*map(np.array, front.get_data()))
     assert list(zip(x, y, strict=True)) == [(0.5, 0.5), (0.5, 0.3), (0.8, 0.3), (0.8, 0.1), (0.9, 0.1)]
+
+
+def test_shortened_names_stay_apart():
+    names = [f"gacd-temperature{t}-k16384-seed0" for t in (0.1, 0.2)]
+    assert figures.shortened([*names, "ard"], 20) == ["gacd-tempe…384-seed0 (1)", "gacd-tempe…384-seed0 (2)", "ard"]

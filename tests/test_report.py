@@ -118,8 +118,9 @@ def test_the_page_draws_what_there_is_and_says_each_command(tmp_path):
 
 def test_no_runs_is_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
-    assert main(["report", str(tmp_path / "missing")]) == 1
-    assert all(line.startswith("gacd: error: no runs in") for line in capsys.readouterr().err.splitlines())
+    assert main(["report", str(tmp_path / "missing"), str(tmp_path)]) == 1
+    assert [line.split(":")[2] for line in capsys.readouterr().err.splitlines()] == [" no runs in", " no such folder"]
+    assert not (tmp_path / "missing").exists()
     with pytest.raises(InputError):
         collect([str(tmp_path)])
 

@@ -4,8 +4,9 @@ import re
 
 from pages import entry, make, page
 
+from gacd.groups import grouped, over_seeds
 from gacd.records import collect
-from gacd.sections import percent, sections
+from gacd.sections import family_of, percent, sections
 
 
 def test_numbers_are_the_right_ones(tmp_path):
@@ -45,7 +46,7 @@ def test_runs_with_other_n_and_other_data_are_not_mixed(tmp_path):
     )
     text, document = page(tmp_path)
     assert [section.data for section in sections(collect([str(tmp_path)]))] == ["cifar10", "stl10"]
-    assert "differ in n" in text
+    assert "differ in their images" in text
     table = text[: text.index("stl10")]
     assert re.findall(r"best\"[^>]*>\s*([\d.]+)<", table) == ["90.0", "45.0"], "of the rows with the most images"
     assert {"10", "200"} <= set(document.cells)
@@ -103,3 +104,48 @@ def test_accuracy_by_steps(tmp_path):
     assert section.by_steps(section.runs[0], "pgd") == sorted(shares.items())
     assert section.by_steps(section.runs[0], "margin") == [(20, 0.4)]
     assert "against the number of its steps" in page(tmp_path)[0]
+
+
+def test_as_many_other_images_are_neither_ranked_nor_averaged(tmp_path):
+    """--size, or a folder whose content has changed, makes them."""
+    for seed, images, natural, robust in ((0, "a", 0.6, 0.3), (1, "b", 0.8, 0.5), (2, "a", 0.7, 0.4)):
+        rows = [entry("natural", natural, data_sha256=images), entry("pgd20", robust, "8/255", data_sha256=images)]
+        make(tmp_path, f"r-{seed}", rows, options=dict(seed=seed))
+    make(tmp_path, "old", [entry("natural", 0.5), entry("pgd20", 0.2, "8/255")])  # it is not known of which
+    runs = collect([str(tmp_path)])
+    (section,) = sections(runs)
+    assert {line.run.name: may for line, may in zip(section.lines, section.comparable, strict=True)} == {
+        "r-0": True, "r-1": False, "r-2": True, "old": False,
+    }  # fmt: skip
+    groups = grouped(runs)
+    table = over_seeds(section, groups)
+    assert sorted((row[3].text, row[4].text) for row in table.rows if row[0].text == "r") == [
+        ("1", "80.0"), ("2", "65.0 ± 7.1"),
+    ]  # fmt: skip
+    assert [line.run.name for group in groups if group.name == "r" for line in group.alike(section)] == ["r-0", "r-2"]
+    assert "differ in their images" in page(tmp_path)[0]
+
+
+def test_what_is_hidden_chooses_no_radius(tmp_path):
+    """Of the same number of other images, evaluated before."""
+    rows = [entry("natural", 0.9, data_sha256="a"), entry("pgd20", 0.5, "8/255", data_sha256="a")]
+    rows += [entry("natural", 0.8, data_sha256="b"), entry("pgd20", 0.6, "4/255", data_sha256="b")]
+    make(tmp_path, "a", rows)
+    (section,) = sections(collect([str(tmp_path)]))
+    assert str(section.threat[1]) == "4/255"
+    assert section.lines[0].worst.accuracy == 0.6
+    assert page(tmp_path)
+
+
+def test_restarts_are_no_steps():
+    assert [family_of(name) for name in ("pgd20", "pgd20x5", "apgd-ce100", "cascade", "7")] == [
+        ("pgd", 20), ("pgd20x5", 0), ("apgd-ce", 100), ("cascade", 0), ("", 7),
+    ]  # fmt: skip
+
+
+def test_curves_of_a_run_in_doubt_are_dashed(tmp_path):
+    sure = [entry("natural", 0.9), entry("pgd20", 0.6, "4/255"), entry("pgd20", 0.5, "8/255")]
+    make(tmp_path, "sure", sure)
+    assert "stroke-dasharray" not in page(tmp_path)[0]
+    make(tmp_path, "masked", [*sure[:2], entry("pgd20", 0.85, "8/255", verdict="SUSPECT", doubts=["x"])])
+    assert "stroke-dasharray" in page(tmp_path)[0]

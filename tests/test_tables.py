@@ -99,6 +99,12 @@ def test_csv_has_what_is_noted_beside_numbers():
     assert text == "run,pgd20,worst,notes\na words,1,2,pgd20 of 2; worst unverified\nb,1,2,\n"
 
 
+def test_what_is_noted_begins_like_no_formula_either():
+    made = Table("", [Column("=1+1", True)], [[Cell("1", (1,), note="unverified")]])
+    (row,) = csv_.reader(io.StringIO(csv(made).splitlines()[1]))
+    assert row == ["1", "'=1+1 unverified"]
+
+
 def test_csv_of_several_tables_has_one_head():
     other = Table("=B", [Column("run"), Column("eps", True)], [[Cell("b"), Cell("8/255", (8 / 255,))]])
     rows = list(csv_.DictReader(io.StringIO(csv(table("a", title="A"), other))))

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gacd import checkpoint, noise, results, similarity, summary
 from gacd.classifier import lay_out_weights
-from gacd.cli import Ratio
 from gacd.data import Dataset, Split, hold_out
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.information import Pairs, information
 from gacd.lineup import Network, Seen, check, crafted, load, networks, observe, towards
+from gacd.parser import exact
 from gacd.prepare import check_ranges, check_train
 from gacd.progress import Progress
 
@@ -85,6 +85,8 @@ def analyze(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1", value)
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UsageError("--out is no directory", out)
     say = Console(highlight=False)
     students, guide, host = networks(list(dict.fromkeys(runs)), teacher, crafted_on, mean, std)
     everyone = list({net.source: net for net in (guide, *students)}.values())
@@ -141,7 +143,7 @@ def analyze(
         n=len(sample),
         seed=seed,
         chunk=chunk,
-        threat=dict(norm="Linf", eps=str(Ratio(eps)), step_size=str(Ratio(step_size)), steps=steps),
+        threat=dict(norm="Linf", eps=exact(eps), step_size=exact(step_size), steps=steps),
         classes=images.classes,
         teacher=guide.name,
         sources={net.name: described(net) for net in everyone},

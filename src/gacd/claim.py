@@ -1,6 +1,7 @@
 """What RobustBench asks of whoever claims a place in its leaderboards, filled in as far as a run's files say it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from gacd.cli import Ratio
 from gacd.records import Measured, Run
@@ -9,7 +10,7 @@ from gacd.tables import clean, markdown_text
 
 UNKNOWN = "unknown - fill in"
 OFFICIAL = "autoattack"
-BOARDS = {("cifar10", "Linf", Ratio("8/255")), ("cifar10", "L2", Ratio(0.5)), ("cifar100", "Linf", Ratio("8/255"))}
+BOARDS = [("cifar10", "Linf", Ratio("8/255")), ("cifar10", "L2", Ratio(0.5)), ("cifar100", "Linf", Ratio("8/255"))]
 ALL = 10_000  # test images of both
 HEAD = f"""# Claims for RobustBench
 
@@ -32,9 +33,18 @@ FOOT = f"""
 
 
 def claims(sections: Sequence[Section]) -> str:
-    """The form in Markdown, with a block for every run and data set that it was evaluated on."""
-    blocks = [_block(section, line) for section in sections for run in section.runs if (line := section.line(run))]
+    """The form in Markdown, with a block for every run and data set that it was evaluated on.
+
+    Where AutoAttack was run under threats of RobustBench's, there is a block for each of these instead.
+    """
+    parts = [(part, run) for section in sections for run in section.runs for part in _claimed(section, run)]
+    blocks = [_block(part, line) for part, run in parts if (line := part.line(run))]
     return HEAD + "".join(blocks) + FOOT
+
+
+def _claimed(section: Section, run: Run) -> list[Section]:
+    tried = {(m.data, m.norm, m.eps) for m in section.of(run) if m.attack == OFFICIAL}
+    return [section.at((norm, eps)) for data, norm, eps in BOARDS if (data, norm, eps) in tried] or [section]
 
 
 def _block(section: Section, line: Line) -> str:
@@ -82,7 +92,7 @@ def _caveats(section: Section, line: Line) -> list[str]:
     elif line.worst and line.worst.accuracy < line.attacks[OFFICIAL].accuracy:
         said.append(f"Other attacks found more than AutoAttack: {_share(line.worst)} withstood all of them.")
     claimed = [m for m in (line.attacks.get(OFFICIAL), line.worst) if m and m.suspect]
-    doubts = {str(doubt) for m in claimed for doubt in m.row.get("doubts") or ["no reason"]}
+    doubts = {str(doubt) for m in claimed for doubt in _doubts(m)}
     said += [f"The robust accuracy is an unverified upper bound, {doubt}." for doubt in sorted(doubts)]
     if section.threat is None or (section.data, *section.threat) not in BOARDS:
         boards = "CIFAR-10 (Linf 8/255, L2 0.5) and CIFAR-100 (Linf 8/255)"
@@ -90,6 +100,11 @@ def _caveats(section: Section, line: Line) -> list[str]:
     elif line.n < ALL:
         said.append(f"Only the first {line.n} of {ALL} test images were attacked; RobustBench counts all of them.")
     return said
+
+
+def _doubts(m: Measured) -> list[Any]:
+    doubts = m.row.get("doubts")
+    return doubts if isinstance(doubts, list) and doubts else ["no reason"]
 
 
 def _additional(run: Run, data: str) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from gacd import cli
 from gacd.errors import Suspect
 from gacd.recipe import RECIPES, expand, missing
-from gacd.records import Run, collect
+from gacd.records import Measured, Run, collect
 from gacd.report import write
 from gacd.sections import Line, Section, percent, sections
 
@@ -74,15 +74,17 @@ def table(section: Section) -> Table:
         column.justify, column.no_wrap = "right", True
     for line in section.lines:
         shares = [line.natural, *(line.attacks.get(name) for name in section.attacks), line.worst]
-        shown.add_row(title(line), *(percent(m.accuracy, m.n) if m else "" for m in shares), between(line))
+        shown.add_row(title(line), *map(accuracy, shares), between(line))
+    if any(m.suspect for line in section.lines for m in line.attacks.values()):
+        shown.caption = "?: an unverified upper bound; results.json says why"
     return shown
 
 
 def findings(section: Section) -> list[str]:
     """What the numbers say, in sentences made from them, whichever way they fall."""
-    lines = {line.run.name: line for line in section.lines}
+    lines = {run.name: line for run in section.runs if (line := section.line(run))}
     standard, teacher = lines["standard"], lines["teacher"]
-    best = max((line for name, line in lines.items() if name != "teacher"), key=robust)
+    best = max((line for name, line in lines.items() if name != "teacher"), key=lambda line: (sure(line), robust(line)))
     _, eps = section.threat or ("", 0)
     larger = (teacher.run.parameters or 0) / (standard.run.parameters or 1)
     cost = ", ".join(f"{title(line)} {passes(line.run, section.runs)}" for line in section.lines)
@@ -106,6 +108,7 @@ def compared(a: Line, b: Line) -> str:
     verdict = "is more robust than" if robust(a) > robust(b) else "does not beat"
     overlap = a_low <= b_high and b_low <= a_high
     caveat = f"; the difference is within the 95% intervals of {a.n} images and not conclusive" if overlap else ""
+    caveat = caveat if sure(a) and sure(b) else "; an audit doubts that, so nothing follows"
     return f"{title(a)} ({share(a)}) {verdict} {title(b)} ({share(b)}) under attack{caveat}."
 
 
@@ -116,6 +119,10 @@ def passes(run: Run, runs: list[Run]) -> int:
     return own + sum(passes(start, runs) for start in runs if init and Path(init).resolve() == start.path.resolve())
 
 
+def accuracy(m: Measured | None) -> str:
+    return f"{percent(m.accuracy, m.n)}{'?' if m.suspect else ''}" if m else ""
+
+
 def title(line: Line) -> str:
     return TITLES.get(line.run.name, line.run.name)
 
@@ -124,8 +131,13 @@ def robust(line: Line) -> float:
     return line.worst.accuracy if line.worst else 0.0
 
 
+def sure(line: Line) -> bool:
+    """Whether no audit doubts its worst case."""
+    return bool(line.worst and not line.worst.suspect)
+
+
 def share(line: Line) -> str:
-    return f"{percent(robust(line), line.n)}%"
+    return f"{percent(robust(line), line.n)}%{'' if sure(line) else ' (unverified)'}"
 
 
 def natural(line: Line) -> str:

@@ -8,7 +8,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,14 @@ def scatter(points: Mapping[str, Point | None], threat: str) -> Figure:
 
 
 def curves(
-    lines: Mapping[str, Line], x: str, y: str, *, share: bool = True, whole: bool = True, log: bool = False
+    lines: Mapping[str, Line],
+    x: str,
+    y: str,
+    *,
+    share: bool = True,
+    whole: bool = True,
+    log: bool = False,
+    dashed: Collection[str] = (),
 ) -> Figure:
     """One line a run.
 
@@ -91,12 +98,14 @@ def curves(
         share: y is a share of images; otherwise a loss, on a logarithmic axis if it can be.
         whole: an axis of shares runs from 0 to 1; otherwise where the lines are.
         log: x, which is positive, on a logarithmic axis with a mark at each of its values.
+        dashed: names of lines that are in doubt.
     """
     with rc_context(STYLE):
         figure, axes = _axes(len(lines), x, y)
-        for i, line in enumerate(lines.values()):
+        for i, (name, line) in enumerate(lines.items()):
             if line:
                 look = _look(i) | ({"marker": ""} if len(line) > 30 else {})
+                look |= dict(linestyle="--") if name in dashed else {}
                 axes.plot(*zip(*line, strict=True), **look, markersize=3.5, gid=f"run{i}")
         if log:
             axes.set_xscale("log")
@@ -188,9 +197,10 @@ def _names(axes: Axes, ends: list[tuple[int, str, float, float]]) -> None:
     for n in reversed(range(len(places))):
         places[n] = ceiling = min(places[n], ceiling)
         ceiling -= gap
-    for (i, name, x, y), place in zip(ends, places, strict=True):
+    names = shortened([name for _, name, *_ in ends])
+    for (i, _, x, y), name, place in zip(ends, names, places, strict=True):
         axes.annotate(
-            short(name),
+            name,
             (x, y),
             (1.04, place),
             textcoords="axes fraction",
@@ -223,5 +233,15 @@ def _percent(share: float, _: float) -> str:
 
 def short(name: str, length: int = 30) -> str:
     """A name's two ends: what tells it from others is the folder in front, or the run behind."""
+    name = name.encode("utf-8", "replace").decode()  # a folder's name may be any bytes
     front = length // 2
     return name if len(name) <= length else f"{name[:front]}…{name[front + 1 - length :]}"
+
+
+def shortened(names: Sequence[str], length: int = 30) -> list[str]:
+    """Likewise of several, numbered where two would look the same."""
+    short_names = [short(name, length) for name in names]
+    return [
+        f"{name} ({short_names[: i + 1].count(name)})" if short_names.count(name) > 1 else name
+        for i, name in enumerate(short_names)
+    ]

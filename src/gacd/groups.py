@@ -36,6 +36,12 @@ class Group:
     def seeds(self) -> list[int | None]:
         return [_seed(run) for run in self.runs]
 
+    def alike(self, section: Section) -> list[Line]:
+        """Its runs' lines that a mean may be taken of: of most of them, the same images and attacks."""
+        lines = [line for run in self.runs if (line := section.line(run))]
+        kinds = [(line.n, line.images, frozenset(line.attacks)) for line in lines]
+        return [line for line, kind in zip(lines, kinds, strict=True) if kind == max(kinds, key=kinds.count)]
+
 
 class Mean(NamedTuple):
     """Of shares of images: their mean, their sample standard deviation (None for one), and of how many runs."""
@@ -88,20 +94,20 @@ def mean_line(lines: Sequence[figures.Line]) -> figures.Line:
     """The mean of several runs' curves (x, y), where all that have any point have one; else the longest of them."""
     values = [dict(line) for line in lines if line]
     shared = sorted(set.intersection(*map(set, values))) if values else []
-    return [(x, statistics.fmean(line[x] for line in values)) for x in shared] or max(lines, key=len)
+    return [(x, statistics.fmean(line[x] for line in values)) for x in shared] or max(lines, key=len, default=[])
 
 
 def over_seeds(section: Section, groups: Sequence[Group]) -> Table | None:
-    """A row per group and number of test images, the most robust first; None if nothing was repeated."""
-    lines: dict[tuple[int, int], list[Line]] = {}
+    """A row per group and set of test images, the most robust first; None if nothing was repeated."""
+    lines: dict[tuple[int, int, str | None], list[Line]] = {}
     place = {id(run): i for i, group in enumerate(groups) for run in group.runs}
     for line in section.lines:
-        lines.setdefault((place[id(line.run)], line.n), []).append(line)
+        lines.setdefault((place[id(line.run)], line.n, line.images), []).append(line)
     if all(len(same) < 2 for same in lines.values()):
         return None
     places = {id(line): place for place, line in enumerate(section.lines)}
     rows, ranked = [], []
-    for (i, n), same in lines.items():
+    for (i, n, _), same in lines.items():
         rows.append(_row(section, groups[i].name, n, same))
         ranked.append([all(may[places[id(line)]] for line in same) for may in (section.whole, section.comparable)])
     whole, comparable = zip(*ranked, strict=True)

@@ -48,7 +48,7 @@ def _row(stages: Sequence[Any], data: str) -> str:
                 model = {"mobilenetv2-x0.5": "mobilenetv2", "mobilenetv2": ""}.get(model, model)
             usual = weights == {"gacd": "probability", "ard": "none"}.get(method)
             return f"{teacher}/{model}/{method}" if usual else ""
-        case [_, ["pgdat", str(model), None, str(on), _]] if on == data and model == words[0][1]:
+        case [_, ["pgdat", str(model), None, str(on), _]] if on == data and words[0][1:2] == [model]:
             return f"{_row(stages[:1], data)}+aft"
     return ""
 

@@ -91,7 +91,7 @@ class Run:
             if name not in said and value is not None:
                 values = value if isinstance(value, list) else [value]
                 words += [
-                    "--" + name.replace("_", "-"),
+                    "--" + str(name).replace("_", "-"),
                     *(json.dumps(v) if isinstance(v, bool) else str(v) for v in values),
                 ]
         return shlex.join([*words, "--out", str(self.path)])
@@ -106,10 +106,10 @@ class Run:
         return list(said)
 
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """(epochs done, value) of what was logged under a name."""
-        if not self.log:
+        """(epochs done, value) of what was logged under a name; nothing before an epoch has ended."""
+        ends = [row for row in self.log if "val_natural" in row]
+        if not ends:
             return []
-        ends = [row for row in self.log if "val_natural" in row] or self.log  # of epochs, but where none has ended yet
         epoch = (ends[-1]["epoch"] + 1) / max(ends[-1]["step"], 1)
         return [(row["step"] * epoch, row[key]) for row in self.log if finite(row.get(key))]
 
@@ -118,9 +118,11 @@ def collect(roots: Sequence[str]) -> list[Run]:
     """Every run directory (it holds config.yaml or results.json) beneath some folders."""
     runs = {}
     for root in map(Path, roots):
+        if not root.is_dir():
+            raise InputError("no such folder", root)
         for path in sorted({file.parent for name in ("config.yaml", "results.json") for file in root.rglob(name)}):
             base = root if len(roots) == 1 else root.parent
-            runs[path.resolve()] = read(path, path.name if path == base else os.path.relpath(path, base))
+            runs[path.resolve()] = read(path, path.resolve().name if path == base else os.path.relpath(path, base))
     if not runs:
         raise InputError("no runs in", " ".join(roots), "a run is a folder with config.yaml; gacd train makes one")
     names = [run.name for run in runs.values()]
@@ -197,7 +199,8 @@ def read(path: Path, name: str) -> Run:
 def _evaluations(run: Run) -> list[Measured]:
     content = results.read(run.path)
     run.model = str(content.get("model") or run.model)
-    run.parameters = content["parameters"] if isinstance(content.get("parameters"), int) else None
+    parameters = content.get("parameters")
+    run.parameters = parameters if isinstance(parameters, int) and 0 < parameters < 2**53 else None
     measured = [m for m in map(_measured, content["results"]) if m]
     if not measured:
         raise InputError("not evaluated: no usable entry", run.path / "results.json")

@@ -134,7 +134,7 @@ def accuracies(section: Section) -> Table:
         rows.append([Cell(run.name), method, Cell(run.model), size, *shares, *found])
     note = NOTE
     if not all(section.whole):
-        note += " The rows differ in n and are hard to compare: the best are of those with most images."
+        note += " The rows differ in their images and are hard to compare: the best are of most images."
     if len({frozenset(line.attacks) for line in section.lines if line.worst}) > 1:
         note += " The rows were not attacked alike: who had fewer attacks looks more robust."
     if known:
@@ -164,23 +164,26 @@ def _drawn(section: Section, groups: Sequence[Group], images: int, name: str) ->
     if section.threat is None:
         return {}
     norm, eps = section.threat
-    points = {group.name: mean_point([_point(section.line(run)) for run in group.runs]) for group in groups}
+    runs = {group.name: [line.run for line in group.alike(section)] for group in groups}
+    points = {name: mean_point([_point(section.line(run)) for run in of]) for name, of in runs.items()}
+    doubted = [name for name, of in runs.items() if any(map(section.doubted, of))]
     attack = "pgd20" if "pgd20" in section.attacks else [*section.attacks, "worst"][0]
-    lines = {group.name: mean_line([section.robust(run, attack) for run in group.runs]) for group in groups}
+    lines = {name: mean_line([section.robust(run, attack) for run in of]) for name, of in runs.items()}
     drawn: dict[str, Markup | str] = dict(attack=attack)
     if any(points.values()):
         drawn["scatter"] = _svg(figures.scatter(points, f"{norm} {eps}"), f"{name}a", "robust by natural accuracy")
     if any(len(line) > 2 for line in lines.values()):
-        figure = figures.curves(lines, f"eps, {norm}", f"accuracy, {attack}")
+        figure = figures.curves(lines, f"eps, {norm}", f"accuracy, {attack}", dashed=doubted)
         drawn["curve"] = _svg(figure, f"{name}b", "accuracy by eps")
     families = dict.fromkeys(family_of(name)[0] for name in section.attacks)
     stepped = {
-        name: {group.name: mean_line([section.by_steps(run, name) for run in group.runs]) for group in groups}
-        for name in families
+        family: {name: mean_line([section.by_steps(run, family) for run in of]) for name, of in runs.items()}
+        for family in families
     }
     family = max(families, key=lambda name: max(map(len, stepped[name].values())), default="")
     if family and max(map(len, stepped[family].values())) > 1:
-        figure = figures.curves(stepped[family], f"steps of {family}", f"accuracy, {norm} {eps}", log=True)
+        axes = f"steps of {family}", f"accuracy, {norm} {eps}"
+        figure = figures.curves(stepped[family], *axes, log=True, dashed=doubted)
         drawn |= dict(family=family, steps=_svg(figure, f"{name}d", "accuracy by steps"))
     if images:
         try:

@@ -108,7 +108,9 @@ class Line(NamedTuple):
     evaluated: int = 0
 
     def mean(self, attack: str) -> Mean | None:
-        return mean(m.get(attack) for m in self.measured)
+        """Over the runs; of the worst case only if they were attacked alike."""
+        alike = len({frozenset(m) - {"worst"} for m in self.measured}) < 2
+        return mean(m.get(attack) for m in self.measured) if alike or attack != "worst" else None
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
@@ -120,17 +122,16 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
     parts = sorted(sections(list(runs.values())), key=lambda part: -len(part.lines))
     lines = []
     for row in rows:
-        found = [[line for part in parts if (line := part.line(runs[path]))] for path in row.runs if path in runs]
-        measured = [_measured(of_run[0]) for of_run in found if of_run]
-        images = [next((m.data, m.n, m.row.get("data_sha256")) for m in of_run.values()) for of_run in measured]
-        if len({sha256 for *_, sha256 in images} - {None}) < 2:  # of older entries it is not known
-            images = [(data, n, None) for data, n, _ in images]
+        evaluated = [runs[path] for path in row.runs if path in runs]
+        shown = [[(part.data, line) for part in parts if (line := part.line(run))] for run in evaluated]
+        found = [of_run[0] for of_run in shown if of_run]
+        images = [(data, line.n, line.images) for data, line in found]
         most = max(images, key=images.count, default=None)
-        alike = [of_run for of_run, same in zip(measured, images, strict=True) if same == most]
+        alike = [_measured(line) for (_, line), same in zip(found, images, strict=True) if same == most]
         finished = [path for path in row.runs if story(path).get("seconds") is not None]  # others have planned it only
         costs = [spent for path in finished if (spent := cost.spent(path)) is not None]
         theirs = paper.table(row.table)["cells"].get(row.cell, [])
-        lines.append(Line(row.cell, alike, theirs, costs, len(measured)))
+        lines.append(Line(row.cell, alike, theirs, costs, len(found)))
     return lines
 
 
@@ -149,8 +150,7 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
     body = []
     for line in lines:
         doubted = {attack for m in line.measured for attack in m if m[attack].suspect}
-        alike = len({frozenset(m) - {"worst"} for m in line.measured}) < 2  # else the worst cases are of other attacks
-        cells = [_share(line, attack, attack in doubted) if alike or attack != "worst" else NONE for attack in attacks]
+        cells = [_share(line, attack, attack in doubted) for attack in attacks]
         seeds = len(line.measured)
         note = f"of {line.evaluated} on the same images" * (seeds < line.evaluated)
         cells.append(tables.Cell(str(seeds), (seeds,), note=note) if seeds else tables.Cell(tables.MISSING))
@@ -190,8 +190,9 @@ def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
     swept: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line, match in zip(shown, matches, strict=True):
         for kind in line.measured[0]:
-            curve = swept.setdefault(match[1], {}).setdefault(kind, [])  # type: ignore[index]
-            curve.append((float(match[2]), mean(m.get(kind) for m in line.measured).mean))  # type: ignore[index,union-attr]
+            if found := line.mean(kind):
+                curve = swept.setdefault(match[1], {}).setdefault(kind, [])  # type: ignore[index]
+                curve.append((float(match[2]), found.mean))  # type: ignore[index]
     return {
         f"-{parameter}": figures.curves(
             {a: sorted(c) for a, c in curves.items()}, parameter, "accuracy", whole=False, log=True

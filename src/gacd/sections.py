@@ -11,13 +11,17 @@ from gacd.records import Measured, Run
 
 
 class Line(NamedTuple):
-    """A line of the headline table; accuracies may be missing."""
+    """A line of the headline table; accuracies may be missing.
+
+    `images` is the hash of the n images where others of as many are in the section too, else None.
+    """
 
     run: Run
     n: int
     natural: Measured | None
     attacks: dict[str, Measured]
     worst: Measured | None
+    images: str | None = None
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Section:
     def threat(self) -> tuple[str, Ratio] | None:
         """(norm, eps) of most runs; among equals the one trained with, then 8/255."""
         tried = Counter(
-            t for run in self.runs for t in {(m.norm, m.eps) for m in self.of(run) if m.attack != "natural"}
+            t for run in self.runs for t in {(m.norm, m.eps) for m in self._shown(run) if m.attack != "natural"}
         )
         trained = Counter(str(run.options.get("eps")) for run in self.runs)
         return max(tried, key=lambda t: (tried[t], trained[str(t[1])], t[1] == 8 / 255, -t[1]), default=None)
@@ -43,14 +47,17 @@ class Section:
     @cached_property
     def lines(self) -> list[Line]:
         """The most robust first; what is in doubt after what is not."""
-        lines = [self._line(run, n) for run in self.runs for n in sorted({m.n for m in self.of(run)}, reverse=True)]
+        lines = [self._line(run, n) for run in self.runs for n in self._counts(run)]
+        known = {n: {line.images for line in lines if line.n == n} - {None} for n in {line.n for line in lines}}
+        lines = [line if len(known[line.n]) > 1 else line._replace(images=None) for line in lines]
         return sorted(lines, key=lambda line: (line.worst.suspect, -line.worst.accuracy) if line.worst else (True, 1.0))
 
     @cached_property
     def whole(self) -> list[bool]:
-        """Which lines are of the most images, whose accuracies may be ranked."""
+        """Which lines are of the most images, and of those that most lines are of: whose accuracies may be ranked."""
         most = max((line.n for line in self.lines), default=0)
-        return [line.n == most for line in self.lines]
+        images = Counter(line.images for line in self.lines if line.n == most).most_common(1)
+        return [line.n == most and line.images == images[0][0] for line in self.lines]
 
     @cached_property
     def comparable(self) -> list[bool]:
@@ -67,6 +74,12 @@ class Section:
 
     def of(self, run: Run) -> list[Measured]:
         return [m for m in run.measured if m.data == self.data]
+
+    def at(self, threat: tuple[str, Ratio]) -> "Section":
+        """The same evaluations at another radius."""
+        section = Section(self.data, self.runs)
+        section.threat = threat
+        return section
 
     def line(self, run: Run) -> Line | None:
         """A run's line with the most images."""
@@ -93,6 +106,16 @@ class Section:
                 found[steps] = min(m.accuracy, found.get(steps, 1.0))
         return sorted(found.items())
 
+    def doubted(self, run: Run) -> bool:
+        """Whether any number that is shown of a run is in doubt."""
+        return any(m.suspect for m in self._shown(run))
+
+    def _counts(self, run: Run) -> list[int]:
+        return sorted({m.n for m in self.of(run)}, reverse=True)
+
+    def _shown(self, run: Run) -> list[Measured]:
+        return [m for n in self._counts(run) for m in self._same(run, n)]
+
     def _same(self, run: Run, n: int) -> list[Measured]:
         """What was measured of a run on the n images that were evaluated last."""
         same = [m for m in self.of(run) if m.n == n]
@@ -105,7 +128,8 @@ class Section:
         names = dict.fromkeys(m.attack for m in here if m.attack not in ("natural", "worst"))
         attacks = {name: min((m for m in here if m.attack == name), key=_belief) for name in names}
         natural = next((m for m in same if m.attack == "natural"), None)
-        return Line(run, n, natural, attacks, min(here, key=_belief, default=None))
+        images = next((str(sha256) for m in same if (sha256 := m.row.get("data_sha256"))), None)
+        return Line(run, n, natural, attacks, min(here, key=_belief, default=None), images)
 
 
 def _belief(m: Measured) -> tuple[float, bool, bool]:
@@ -124,6 +148,6 @@ def percent(accuracy: float, n: int) -> str:
 
 
 def family_of(attack: str) -> tuple[str, int]:
-    """ "pgd20" -> ("pgd", 20); 0 steps where the name has no number."""
-    match = re.fullmatch(r"(.*?)(\d{0,9})", attack, re.DOTALL)
-    return (match[1], int(match[2] or 0)) if match else (attack, 0)
+    """ "pgd20" -> ("pgd", 20); 0 steps where the name has no number, or one of restarts, as in "pgd20x5"."""
+    match = re.fullmatch(r"(.*?)(\d{1,9})", attack, re.DOTALL)
+    return (match[1], int(match[2])) if match and not re.search(r"\dx\d+$", attack) else (attack, 0)

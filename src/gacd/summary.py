@@ -46,15 +46,15 @@ def tables(result: dict[str, Any]) -> list[Table]:
         numbers = [number(kind["correlation"]["difference"], 3) for kind in kinds]
         numbers += [number(kind["cka"], 3) for kind in kinds]
         numbers += [number(row["information"][key]) for key in ("bound", "eq11")]
-        alike.append([_name(name), *numbers])
+        alike.append([Cell(name), *numbers])
         for kind in KINDS:
             e = row[kind]["errors"]
             shares = [_share(e[key]) for key in ("wrong", "wrong_by_chance", "same", "same_by_chance")]
-            errors.append([_name(name), Cell(kind), number(e["errors"], 0), *shares])
+            errors.append([Cell(name), Cell(kind), number(e["errors"], 0), *shares])
     for name, row in result["clusters"]["networks"].items():
         sets, keys = [row[name] or {} for name in ("before", "fixed", "own")], ("wrong_cluster", "misclassified")
         shares = [_share(numbers.get(key)) for numbers in sets for key in keys]
-        lying.append([_name(name), *(number(row[key]) for key in ("intra", "inter", "ratio")), *shares])
+        lying.append([Cell(name), *(number(row[key]) for key in ("intra", "inter", "ratio")), *shares])
     k = next(iter(result["students"].values()))["information"]["k"]
     teacher, host = result["teacher"], result["clusters"]["crafted_on"]
     return [
@@ -91,7 +91,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def draw(result: dict[str, Any], groups: Mapping[str, Groups]) -> dict[str, tuple[figures.Figure, str]]:
     """File name -> figure and its title."""
     clusters, names = result["clusters"], result["classes"]
-    pairs = {kind: [_pair(name, row[kind]) for name, row in result["students"].items()] for kind in KINDS}
+    students = dict(zip(figures.shortened(list(result["students"]), 20), result["students"].values(), strict=True))
+    pairs = {kind: [_pair(name, row[kind]) for name, row in students.items()] for kind in KINDS}
     limit = max(abs(pair.student - pair.teacher).max() for rows in pairs.values() for pair in rows)
     drawn = {}
     for kind, rows in pairs.items():
@@ -109,7 +110,7 @@ def draw(result: dict[str, Any], groups: Mapping[str, Groups]) -> dict[str, tupl
         for kind, label in labels.items()
         if kind == "own" or clusters["fixed"]
     ]
-    figure = plots.clusters(panels, [figures.short(name, 20) for name in groups], (a, b, f"{b}, attacked towards {a}"))
+    figure = plots.clusters(panels, figures.shortened(list(groups), 20), (a, b, f"{b}, attacked towards {a}"))
     drawn["clusters"] = figure, f"Features of {a} and {b}, t-SNE"
     return drawn
 
@@ -121,11 +122,18 @@ def captions(result: dict[str, Any]) -> dict[str, str]:
         f"Correlations of logits of {of}; a row a student: its teacher, itself, the difference (student - teacher); on "
     )
     crafted = f"PGD's images ({_threat(result)}) crafted on the row's student; the teacher sees the same images."
-    clusters = f"t-SNE of penultimate features of {of}; the numbers are of the features themselves, not of the picture."
+    clusters = result["clusters"]
+    (a, b), points = clusters["classes"], clusters["points"]
+    lying = (
+        f"t-SNE of penultimate features of {', '.join(clusters['networks'])}: test images of {result['data']}, "
+        f"{points[0]} of {a}, {points[1]} of {b}, and {b} attacked towards {a} ({_threat(result)}), "
+        f"{clusters['fixed']} that fool {clusters['crafted_on']} and {clusters['attacked']} crafted on each network "
+        "itself; the numbers are of the features themselves, not of the picture."
+    )
     return {
         "correlations-natural.png": rows + "natural images.",
         "correlations-adversarial.png": rows + crafted,
-        "clusters.png": clusters,
+        "clusters.png": lying,
     }
 
 
@@ -140,7 +148,7 @@ def page(result: dict[str, Any], made: list[Table], drawn: dict[str, str]) -> st
 
 def _pair(name: str, row: dict[str, Any]) -> plots.Pair:
     teacher, student = (np.array(row["correlation"][side]) for side in ("teacher", "student"))
-    return plots.Pair(figures.short(name, 20), teacher, student, row["correlation"]["difference"])
+    return plots.Pair(name, teacher, student, row["correlation"]["difference"])
 
 
 def _panel(result: dict[str, Any], name: str, kind: str, groups: list[Tensor]) -> plots.Panel:
@@ -162,10 +170,6 @@ def _threat(result: dict[str, Any]) -> str:
 
 def _columns(*names: str, words: int = 1) -> list[Column]:
     return [Column(name, number=i >= words) for i, name in enumerate(names)]
-
-
-def _name(name: str) -> Cell:
-    return Cell(figures.short(name, 20))
 
 
 def _share(share: float | None) -> Cell:

@@ -189,7 +189,8 @@ def _fields(table: Table, row: Sequence[Cell]) -> dict[str, str]:
     for column, cell in zip(table.columns, row, strict=True):
         fields |= zip(_names(column), _values(column, cell), strict=False)
     noted = [(column, cell) for column, cell in zip(table.columns, row, strict=True) if column.number and cell.note]
-    return fields | ({"notes": "; ".join(f"{column.name} {cell.note}" for column, cell in noted)} if noted else {})
+    notes = _csv("; ".join(f"{column.name} {cell.note}" for column, cell in noted))
+    return fields | ({"notes": notes} if noted else {})
 
 
 def _values(column: Column, cell: Cell) -> list[str]:
