@@ -248,6 +248,29 @@ def test_an_interrupted_evaluation_says_whether_it_goes_on(run, find, monkeypatc
     assert shown[0].keys() == {"natural", "pgd4"}  # how long the first attack took is not known
 
 
+def test_one_killed_at_its_second_radius_goes_on_there(run, find, monkeypatch, capsys):
+    find("passed")
+    real, judged = Journal.note, []
+
+    def noted(self, attack, stage, where, *rest):
+        real(self, attack, stage, where, *rest)
+        judged.append(len(where))
+        if len({*run.glob(".evaluation-*")}) == 2 and stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "note", noted)
+    argv, stop = [*ARGV, "--eps", "0.1", "0.2"], True
+    assert main(argv) == 130
+    assert "stopped, saved: t" in capsys.readouterr().err
+    before, stop = sum(judged), False
+    assert main(argv) == 0
+    once = sum(judged)
+    assert not list(run.glob(".evaluation-*"))
+    judged.clear()
+    assert main(argv) == 0
+    assert once == sum(judged) and before > once / 2, "no image is judged again"
+
+
 def test_wrong_devices_and_hostile_names_are_a_clean_line(run, capsys):
     assert main([*ARGV, "--devices", "0"]) == 2
     assert main([*ARGV, "--eps", "8/255", "8"]) == 1

@@ -12,6 +12,7 @@ from torch import nn
 from gacd import checkpoint, data, noise
 from gacd.attacks.loop import box
 from gacd.audit import QUICK, Audit, Finding, audit
+from gacd.audits.case import Case
 from gacd.audits.fresh import Fresh
 from gacd.errors import GacdError, InputError
 
@@ -223,6 +224,23 @@ def test_a_single_step_is_no_measure_of_robustness(sound, images):
     for names, outcome in ((["natural"], "skipped"), (["natural", "fgsm"], "suspect")):
         result = audit(sound, x, y, eps=0.01, correct=dict.fromkeys(names, sound(x).argmax(1) == y))
         assert finding(result, "one step").outcome == outcome
+
+
+def test_one_step_that_is_known_is_not_made_again(sound, images, monkeypatch):
+    x, y = images
+    right = sound(x).argmax(1) == y
+    beaten = right & (torch.arange(60) < 20)
+    monkeypatch.setattr("gacd.audits.attack.FGSM", None)
+    result = audit(sound, x, y, eps=EPS, correct=dict(natural=right, pgd20=right, fgsm=right & ~beaten))
+    assert finding(result, "one step").says.startswith(f"one step (FGSM) breaks {int(beaten.sum())} of")
+
+
+def test_nan_contradicts_every_verdict(sound, images):
+    x, y = (part[:4] for part in images)
+    threat = dict(norm="Linf", eps=EPS, step_size=EPS / 4, chunk=4, seed=0, teacher=None, noises=0, fresh=None)
+    case = Case(sound, x, y, given=None, given_x_adv=None, **threat)
+    for right in (True, False):
+        assert case.differ(torch.full((4, 10), torch.nan), y, torch.full((4,), right)).all()
 
 
 def test_what_is_missing_is_said(sound, images):

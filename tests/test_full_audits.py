@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from broken import Broken, HugeLogits, Shattered
-from sounds import EPS, finding, verdicts
+from sounds import EPS, finding, trained, verdicts
 
 from gacd import data
+from gacd.attacks import ATTACKS
+from gacd.attacks.square import Square
 from gacd.audit import FULL, QUICK, audit
 from gacd.audits import full
 from gacd.audits.case import Case
@@ -40,6 +42,25 @@ def test_each_means_without_gradients_tells_on_its_own(sound, images):
     assert outcome == "suspect" and re.search(r"gradients: Square [1-9]\d*, no teacher, 0 noises", says)
     outcome, says = alone(name, shattered, images, norm="L2", eps=0.5, step_size=0.125, teacher=sound)
     assert outcome == "suspect" and re.search(r"gradients: transfer [1-9]\d*, 0 noises", says)
+
+
+def test_a_transfer_takes_all_its_steps(digits, sound):
+    """What only just fools the teacher fools nobody else."""
+    teacher = trained(digits, "resnet8-x0.5", EPS, seed=5)
+    x, y = data.pixels(digits.test.images[:200]), digits.test.labels[:200]
+    right, radius = sound(x).argmax(1) == y, 0.2
+    z = ATTACKS["margin"](teacher, x, y, eps=radius, step_size=radius / 4)
+    expected = int((right & (sound(z).argmax(1) != y)).sum())
+    masked = (Shattered(sound), (x, y))
+    _, says = alone("black box, transfer, noise", *masked, eps=radius, step_size=radius / 4, teacher=teacher)
+    assert int(re.search(r"transfer (\d+)", says)[1]) > 0.7 * expected > 20
+
+
+def test_squares_are_other_ones_than_the_headline_s(sound, images, monkeypatch):
+    keys = []
+    monkeypatch.setattr(full, "Square", lambda **options: keys.append((made := Square(**options)).key) or made)
+    alone("black box, transfer, noise", sound, images)
+    assert keys and keys[0] not in [Square(seed=0, restart=restart).key for restart in range(5)]
 
 
 def test_an_attack_that_a_larger_ball_catches_is_told_by_the_ladder(sound, images):
@@ -80,7 +101,8 @@ def test_twice_is_twice_the_headline_s_own(names, steps, restarts):
     case.broken = lambda which, *searches: ~which
     assert full.doubled(case)[0]
     losses = (cross_entropy, margin_loss)
-    assert made == [(loss, 1 + restart, steps) for loss in losses for restart in range(restarts)]
+    first = restarts // 2  # behind the headline's own, whose starts are 0, 1, ...
+    assert made == [(loss, first + restart, steps) for loss in losses for restart in range(restarts)]
 
 
 def test_noise_finds_what_a_shattered_gradient_hides(sound, images):

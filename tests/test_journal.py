@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 from gacd import checkpoint, noise
 from gacd.errors import Locked
 from gacd.evaluation import evaluate
-from gacd.journal import Journal
+from gacd.journal import Journal, code_of_all
 from gacd.models import build
 
 ATTACKS = ["pgd3x2", "margin4", "fgsm"]
@@ -159,6 +161,18 @@ def test_verdicts_hardly_change_with_the_chunk(network, chunk):
     alone = [name for name in ALL if name != "pgd3x2"]  # whose rows are 16 at most
     same = masks(network, attacks=alone) == masks(network, attacks=alone, chunk=chunk)
     assert float(same.double().mean()) >= 0.999
+
+
+def test_how_the_command_was_begun_is_no_part_of_the_key(monkeypatch, tmp_path):
+    def code_begun_by(path):
+        path.write_text("pass")
+        monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__=str(path)))
+        return code_of_all()
+
+    monkeypatch.setattr("gacd.journal.sysconfig.get_path", lambda name: str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+    assert code_begun_by(tmp_path / "bin" / "gacd") != code_begun_by(tmp_path / "mine.py")
+    assert code_begun_by(tmp_path / "bin" / "gacd") == code_begun_by(tmp_path / "bin" / "other")
 
 
 def test_a_journal_s_file_is_read_without_running_code(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from students import save
 
 from gacd import analysis, checkpoint, data, lineup, models
-from gacd.errors import InputError
+from gacd.errors import InputError, UsageError
 
 
 def test_two_classes_are_the_least(digits):
@@ -34,3 +34,18 @@ def test_foreign_teachers_are_normalised_as_the_run_s_own_was(taught, digits, tm
     assert host.name == "s"
     _, teacher, _ = lineup.networks([str(tmp_path / "s")], None, None, [0.75], [0.5])
     assert teacher.opened.model.mean.item() == 0.75
+
+
+def test_runs_on_images_of_several_sizes_are_asked_about(digits):
+    def net(size):
+        opened = checkpoint.Opened(
+            models.build("resnet8-x0.1", 10, [0], [1]), "best", record=dict(data="digits", size=size)
+        )
+        return lineup.Network(f"a{size}", "a", opened)
+
+    for sizes in ((8, 16), (16, 8)):
+        students = [net(size) for size in sizes]
+        with pytest.raises(UsageError, match=f"different sizes: {sizes[0]}, {sizes[1]}"):
+            lineup.load(None, students, net(8), None, None)
+        assert lineup.load(None, students, net(8), None, 12).test.images.shape[-1] == 12
+    assert lineup.load(None, [net(16)], net(8), None, None).test.images.shape[-1] == 16

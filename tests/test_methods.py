@@ -92,6 +92,11 @@ VIOLATIONS = {  # what is replaced in MINE, by what, and what the contract says 
         "        import numpy as np\n        np.random.rand()\n        soft =",
         "randomness: a global random generator",
     ),
+    "noise by the place in the batch": (
+        "self.noise(x, index,",
+        "self.noise(x, torch.arange(len(x)),",
+        "randomness: an image's attack depends on its place",
+    ),
     "raises": (
         "        soft =",
         "        soft = 1 / 0 #",

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy
@@ -32,7 +33,9 @@ def asked(monkeypatch):
             torch.manual_seed(0)
             assert not self.verbose and x.is_contiguous()
             asked.update(batch_size=batch_size, x=x, y=y)
-            if "raises" in asked:
+            if "backward" in asked:
+                asked["backward"](x.detach().mean((1, 2)).requires_grad_()).sum().backward()
+            if asked.get("raises"):
                 raise asked["raises"]
             return x + 2 * asked["eps"], 1 - y
 
@@ -60,13 +63,25 @@ def test_it_is_asked_for_the_threat_and_its_images_are_taken_to_the_ball(asked, 
 
 
 def test_generators_are_left_as_they_were(asked):
-    before = generators()
-    Official(norm="Linf", **THREAT).attack(None, images(2), torch.arange(2))
+    before, model = generators(), torch.nn.Identity()
+    Official(norm="Linf", **THREAT).attack(model, images(2), torch.arange(2))
     assert generators() == before
     asked["raises"] = ValueError("no")
     with pytest.raises(ValueError, match="no"):
-        Official(norm="Linf", **THREAT).attack(None, images(2), torch.arange(2))
+        Official(norm="Linf", **THREAT).attack(model, images(2), torch.arange(2))
     assert generators() == before
+
+
+def test_gradients_of_the_network_are_left_as_they_were(asked):
+    """It calls backward."""
+    model = torch.nn.Linear(4, 3)
+    model.bias.requires_grad_(False)
+    for raised in (None, ValueError("no")):
+        asked["backward"], asked["raises"] = model, raised
+        with suppress(ValueError):
+            Official(norm="Linf", **THREAT).attack(model, images(2), torch.arange(2))
+        assert [p.grad for p in model.parameters()] == [None, None]
+        assert [p.requires_grad for p in model.parameters()] == [True, False]
 
 
 def test_evaluate_gives_it_the_images_still_right_in_chunks_and_the_network_uncompiled(asked, monkeypatch):

@@ -4,7 +4,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -150,6 +150,7 @@ def evaluate(
         Progress(images_in_all, quiet=not first) as progress,
         scratch(where, fabric) as folder,
         Fresh(source, mean, std) if first else nullcontext() as fresh,
+        ExitStack() as journals,  # a radius's is kept until all are through
     ):
 
         def running(name: str, robust: int, judged: int) -> None:
@@ -158,36 +159,36 @@ def evaluate(
 
         for radius in eps:
             threat: dict[str, Any] = dict(norm=norm, eps=radius, step_size=step_size, chunk=chunk, seed=seed)
-            with Journal(folder, origin | threat | known, keep=keep) as journal:
-                result = _together(
-                    measure,
-                    model,
-                    split,
-                    attacks,
-                    **threat,
-                    compile=compile,
-                    search=fabric.autocast,
-                    done=progress.advance,
-                    running=running,
-                    journal=journal,
-                    shard=(fabric.global_rank, fabric.world_size),
-                )
-                with ranks.together():
-                    if not first:
-                        continue
-                    beaten = journal.witnesses()
-                    shown = dict(threat, fresh=fresh, teacher=guide, full=audits == "full")
-                    found.append(_audited(model, split, result, beaten, **shown))
-                    journal.settled = not found[-1].unfinished
-                    if result and found[-1].exit_code < 4:
-                        new = _entered(where, result, origin | code, found[-1], audits, model)
-                        rows += new[1:] if rows else new  # the natural images are the same at every radius
-                        seconds = result.seconds if len(eps) == 1 else {}
-                        if where and witnesses:
-                            kept = split.take(torch.arange(min(witnesses, len(split))))
-                            packs.append(where / witness.file_name(norm, radius, journal.name))
-                            told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
-                            witness.write(packs[-1], kept, result, beaten, **told)
+            journal = journals.enter_context(Journal(folder, origin | threat | known, keep=keep))
+            result = _together(
+                measure,
+                model,
+                split,
+                attacks,
+                **threat,
+                compile=compile,
+                search=fabric.autocast,
+                done=progress.advance,
+                running=running,
+                journal=journal,
+                shard=(fabric.global_rank, fabric.world_size),
+            )
+            with ranks.together():
+                if not first:
+                    continue
+                beaten = journal.witnesses()
+                shown = dict(threat, fresh=fresh, teacher=guide, full=audits == "full")
+                found.append(_audited(model, split, result, beaten, **shown))
+                journal.settled = not found[-1].unfinished
+                if result and found[-1].exit_code < 4:
+                    new = _entered(where, result, origin | code, found[-1], audits, model)
+                    rows += new[1:] if rows else new  # the natural images are the same at every radius
+                    seconds = result.seconds if len(eps) == 1 else {}
+                    if where and witnesses:
+                        kept = split.take(torch.arange(min(witnesses, len(split))))
+                        packs.append(where / witness.file_name(norm, radius, journal.name))
+                        told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
+                        witness.write(packs[-1], kept, result, beaten, **told)
     if not first:
         return
     if result and result.classes > images.num_classes:

@@ -209,6 +209,9 @@ def randomness(case: Case) -> str:
         _expect(torch.equal(value, again[name]), f"the same clock and images give two values of {name}")
     _expect(torch.equal(x_adv, two.attack(case.x, case.y, case.index)), "the same clock and images give two attacks")
     _expect(torch.equal(x_adv, two.attack(case.x, case.y, case.index)), "an attack depends on those before it")
+    turned = one.attack(case.x.flip(0), case.y.flip(0), case.index.flip(0)).flip(0)
+    moved = ((turned - x_adv).abs() > 1e-5).double().mean()  # rounding may turn a few signs
+    _expect(bool(moved < 0.01), "an image's attack depends on its place in the batch; self.noise(index, ...) does not")
     return "a function of the clock and the images"
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -107,10 +108,10 @@ class Journal:
 
 def code_of_all() -> str:
     """SHA-256 of our code and of all else that is imported and not installed, such as a network's own."""
-    files = set(Path(__file__).parent.rglob("*.py"))
+    files, commands = set(Path(__file__).parent.rglob("*.py")), Path(sysconfig.get_path("scripts"))
     for module in list(sys.modules.values()):
         path = Path(getattr(module, "__file__", None) or "")
-        if path.is_file() and not INSTALLED & set(path.parts):
+        if path.is_file() and path.parent != commands and not INSTALLED & set(path.parts):
             files.add(path)
     h = hashlib.sha256()
     for path in sorted(files):

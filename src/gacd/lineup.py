@@ -102,12 +102,15 @@ def load(
 ) -> Dataset:
     """The data set asked for, else the one that the students (or their teacher) were trained on, in its size there."""
     trained = [net.opened.record for net in students if net.opened.record.get("data")] or [guide.opened.record]
-    told = {record["data"]: record for record in trained if record.get("data")}
+    told = dict.fromkeys(record["data"] for record in trained if record.get("data"))
     if data is None and len(told) != 1:
         what = "the runs were trained on different data" if told else "which images? the runs do not say"
         raise UsageError(what, ", ".join(told), "--data says which")
     data = datasets.spelled(data) if data else next(iter(told))
-    return datasets.load(data, data_dir=data_dir, size=size or told.get(data, {}).get("size"))
+    sizes = dict.fromkeys(record.get("size") for record in trained if record.get("data") == data)
+    if size is None and len(sizes) > 1:
+        raise UsageError("the runs were trained on images of different sizes", ", ".join(map(str, sizes)), "--size")
+    return datasets.load(data, data_dir=data_dir, size=size or next(iter(sizes), None))
 
 
 def check(net: Network, guide: Network, images: Dataset) -> None:

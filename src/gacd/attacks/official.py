@@ -46,14 +46,16 @@ class Official(Search):
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """(B,C,H,W) pixels in [0,1] and labels (B,) -> what it found, inside the ball and the box in exact arithmetic.
 
-        The generators that it seeds are left as they were.
+        The generators that it seeds and the network's gradients are left as they were.
         """
         x = x.contiguous()  # it views rows
         devices = [x.device] if x.is_cuda else []
         python, legacy = random.getstate(), numpy.random.get_state()
+        wanted = [p for p in model.parameters() if p.requires_grad]  # it calls backward, which would add to their .grad
         with torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
+                model.requires_grad_(False)
                 judge = self.package().AutoAttack(
                     model, norm=self.norm, eps=self.eps, seed=self.seed + self.restart, device=x.device
                 )
@@ -62,4 +64,6 @@ class Official(Search):
             finally:
                 random.setstate(python)
                 numpy.random.set_state(legacy)
+                for p in wanted:
+                    p.requires_grad_()
         return projection(x, self.eps, self.norm)(x_adv[0])

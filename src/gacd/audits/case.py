@@ -155,10 +155,10 @@ class Case:
             for part in parts
         ]
 
-    def pgd(self, loss: Callable[[Tensor, Tensor], Tensor], **options: Any) -> PGD:
+    def pgd(self, loss: Callable[[Tensor, Tensor], Tensor], kind: type[PGD] = PGD, **options: Any) -> PGD:
         """PGD-20 at the evaluation's threat, but for the options."""
         threat: dict[str, Any] = dict(norm=self.norm, eps=self.eps, seed=self.seed, step_size=self.step_size)
-        return PGD(**threat | dict(loss=loss) | options)
+        return kind(**threat | dict(loss=loss) | options)
 
     def attack(self, search: Search, which: Tensor, network: Network | None = None) -> tuple[Tensor, Tensor]:
         """Attacks images `which` (n,) bool: the broken ones, (n,) bool, and what was found, (n,C,H,W), else x.
@@ -189,7 +189,8 @@ class Case:
     def differ(self, logits: Tensor, y: Tensor, right: Tensor) -> Tensor:
         """Where logits (m,K) contradict verdicts (m,) by more than rounding, or at more than a few: (m,) bool."""
         margin = margin_loss(logits, y)
-        close = margin.abs() <= self.tolerance * magnitude(logits)  # NaN is a contradiction
+        close = margin.abs() <= self.tolerance * magnitude(logits)
         differ = torch.where(close, logits.argmax(1) == y, margin < 0).cpu() != right.cpu()
+        differ |= logits.isnan().any(1).cpu()  # which no verdict rests on
         excused = differ & close.cpu()
         return differ & ~excused if int(excused.sum()) <= max(3, len(right) // 100) else differ
