@@ -79,18 +79,6 @@ class Parser:
                 target.add_argument("--" + name.replace("_", "-"), dest=name, required=required, **default, **options)
             self.groups[group].append(name)
 
-    def drop(self, name: str) -> None:
-        """Takes an option out again."""
-        for action in [a for a in self.parser._actions if a.dest == name]:
-            self.parser._remove_action(action)
-            for option in action.option_strings:
-                self.parser._option_string_actions.pop(option, None)
-            for group in self.parser._action_groups:
-                group._group_actions = [a for a in group._group_actions if a is not action]
-        for names in self.groups.values():
-            if name in names:
-                names.remove(name)
-
     def read(self, argv: list[str]) -> dict[str, Any]:
         """Values by name; --help and --print_config print and exit 0."""
         needed = [action for action in self.parser._actions if action.required]
