@@ -41,13 +41,11 @@ class Progress:
     def losses(self, values: dict[str, Any]) -> None:
         self.bar.update(self.task, description=_join(values))
 
-    def note(self, label: str, *rows: dict[str, Any], done: int) -> None:
+    def note(self, label: str, row: dict[str, Any], done: int) -> None:
         """A line that stays, with the time left."""
         rate = (time.monotonic() - self.began) / max(done - self.first, 1)
         left = timedelta(seconds=round(rate * (self.total - done)))
-        self.console.print(
-            f"{label}  {_join({k: v for row in rows for k, v in row.items()})}  {left} left", markup=False
-        )
+        self.console.print(f"{label}  {_join(row)}  {left} left", markup=False)
 
 
 def _join(values: dict[str, Any]) -> str:

@@ -76,24 +76,18 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def number(
-    value: float | None, decimals: int = 2, *, spread: float | None = None, sign: bool = False, best: bool = False
-) -> Cell:
+def number(value: float | None, decimals: int = 2, *, spread: float | None = None) -> Cell:
     """A number as a cell.
 
     Args:
         value: in the unit that is shown, per cent for accuracies; None: missing.
         decimals: shown.
         spread: likewise, after ±.
-        sign: show a plus as well, as for differences.
-        best: of its column.
     """
     if value is None:
         return Cell(MISSING)
-    text = f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
-    if spread is None:
-        return Cell(text, (value,), best)
-    return Cell(f"{text} ± {spread:.{decimals}f}", (value, spread), best)
+    text = f"{value:.{decimals}f}".replace("-", "−")
+    return Cell(text, (value,)) if spread is None else Cell(f"{text} ± {spread:.{decimals}f}", (value, spread))
 
 
 def best(rows: Sequence[Sequence[Cell]], columns: Mapping[int, Sequence[bool]]) -> list[list[Cell]]:

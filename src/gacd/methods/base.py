@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gacd import noise
@@ -71,8 +70,3 @@ class Method(nn.Module):
         if self.teacher is not None:
             self.teacher._apply(fn)
         return super()._apply(fn, recurse)
-
-
-def outside_autocast(x: Tensor) -> torch.autocast:
-    """Context in which matrix products keep their inputs' precision."""
-    return torch.autocast(x.device.type, enabled=False)

@@ -15,7 +15,7 @@ from gacd.attacks.loop import maximize
 from gacd.errors import InputError
 from gacd.losses import at_least_float32, cross_entropy, kl, reweighted_nce, transport, weights
 from gacd.memory import Bank, draw
-from gacd.methods.base import Method, outside_autocast
+from gacd.methods.base import Method
 from gacd.models.base import Classifier, classify
 from gacd.models.folding import attackable
 
@@ -125,7 +125,7 @@ class GACD(Method):
             f_t = self.teacher.features(x_adv if self.teacher_input == "adversarial" else x)
             w = weights(classify(self.teacher, f_t), y, self.weights)  # w_t of Eq. 9
         f_s = self.student.features(x_adv)
-        with outside_autocast(x):
+        with torch.autocast(x.device.type, enabled=False):  # the products are float32
             if not self.begun:
                 self.begin(at_least_float32(f_t), at_least_float32(f_s))
             t = F.normalize(self.embed_t(at_least_float32(f_t)), dim=1)

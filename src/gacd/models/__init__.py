@@ -59,43 +59,21 @@ class Family(NamedTuple):
         builder: called with (name, num_classes, mean, std) and the pattern's named numbers.
         pattern: a regular expression. It bounds every number, so that no name can ask for terabytes.
         grammar: the pattern, as a reader would write it.
-        help: one line.
     """
 
     builder: Callable[..., Classifier]
     pattern: str
     grammar: str
-    help: str
 
 
 _FACTOR = r"(?:-x(?P<width>0\.[1-9][0-9]{0,2}|[1-7](?:\.[0-9]{1,3})?|8))?"
 _DEPTH_WIDTH = rf"(?P<depth>{'|'.join(map(str, range(10, 125, 6)))})-(?P<width>[1-9]|1[0-9]|20)"
 
 MODELS = {
-    "resnet": Family(
-        ResNet,
-        r"resnet(?P<depth>8|18|20|32|56)" + _FACTOR,
-        "resnet8|18|20|32|56[-xW]",
-        "residual networks for small images; -xW: W times as wide, 0.1 to 8",
-    ),
-    "wrn": Family(
-        WideResNet,
-        "wrn-" + _DEPTH_WIDTH,
-        "wrn-DEPTH-WIDTH",
-        "wide residual networks; DEPTH 10, 16, ... 124 (6n+4), WIDTH 1 to 20",
-    ),
-    "dm-wrn": Family(
-        DMWideResNet,
-        "dm-wrn-" + _DEPTH_WIDTH,
-        "dm-wrn-DEPTH-WIDTH",
-        "DeepMind's wide residual networks (SiLU, SAME padding), as in RobustBench",
-    ),
-    "mobilenetv2": Family(
-        mobilenetv2,
-        "mobilenetv2" + _FACTOR,
-        "mobilenetv2[-xW]",
-        "MobileNetV2 for small images; -x0.5 is RepDistiller's, with stride 2 in its first layer",
-    ),
+    "resnet": Family(ResNet, r"resnet(?P<depth>8|18|20|32|56)" + _FACTOR, "resnet8|18|20|32|56[-xW]"),
+    "wrn": Family(WideResNet, "wrn-" + _DEPTH_WIDTH, "wrn-DEPTH-WIDTH"),
+    "dm-wrn": Family(DMWideResNet, "dm-wrn-" + _DEPTH_WIDTH, "dm-wrn-DEPTH-WIDTH"),
+    "mobilenetv2": Family(mobilenetv2, "mobilenetv2" + _FACTOR, "mobilenetv2[-xW]"),
 }
 
 _KNOWN = (
