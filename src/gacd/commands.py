@@ -12,6 +12,7 @@ from gacd import data as datasets
 from gacd.cli import plain
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
+from gacd.probe import settled
 from gacd.runs import FREE, began, config, ended, held_out, remember
 from gacd.transfer import fit_head
 
@@ -73,8 +74,6 @@ def train(
     prepare.check_train(images)
     fabric, chosen = launch(device, devices, nodes, precision)
     say = Console(stderr=True, highlight=False, quiet=fabric.global_rank > 0)
-    options: dict[str, Any] = dict(method=method, model=None, data=data, teacher=teacher, init=init, cost_of=cost_of)
-    options |= dict(size=size, val_size=val_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])
         student, notes = prepare.student(model, started, images)
@@ -101,8 +100,9 @@ def train(
         scale = price["epochs"] / fit_options["epochs"]
         fit_options = fit_options | dict(milestones=[round(m * scale) for m in fit_options["milestones"]])
     fit_options = fit_options | dict(epochs=price["epochs"])
-    options |= dict(model=student.name, mean=mean, std=std, precision=chosen, device=device, devices=devices)
-    options |= dict(nodes=nodes, data_dir=data_dir) | method_options | fit_options
+    options: dict[str, Any] = dict(method=method, model=student.name, data=data, teacher=teacher, init=init)
+    options |= dict(cost_of=cost_of, size=size, val_size=val_size, mean=mean, std=std, precision=chosen)
+    options |= dict(device=device, devices=devices, nodes=nodes, data_dir=data_dir) | method_options | fit_options
     from gacd.training import fit
 
     with locks.owned_by_all(run):
@@ -115,8 +115,8 @@ def train(
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
             if not built.trains_head and not (run / "checkpoints/probe.pt").exists():  # or one was chosen since
-                eps = getattr(built, "eps", 8 / 255)
-                fit_head(run, images, say, eps=eps, seed=fit_options["seed"], device=fabric.device)
+                heads = settled(student, images, eps=getattr(built, "eps", 8 / 255), seed=fit_options["seed"])
+                fit_head(run, images, say, heads, device=fabric.device)
             best = summary["best"]
             if "val_robust" in best:
                 figures = f"natural {best['val_natural']:.1%}, PGD {best['val_robust']:.1%}"

@@ -1,6 +1,5 @@
 """A run directory gets a classifier: the run's own, or one for other images in a directory apart."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,8 +113,7 @@ def probe(
             about = dict(method="probe", init=run, model=network.name, data=data, size=images.size)
             about |= dict(val_size=val_size, mean=mean, std=std, device=device, data_dir=data_dir) | options
             remember(place, plain(about), FREE)
-        trunk = opened if apart else None
-        fit_head(place, images, say, trunk=trunk, head=head, device=fabric.device, **options)
+        fit_head(place, images, say, options, trunk=opened if apart else None, head=head, device=fabric.device)
     say.print(f"{place}: done. Next: gacd evaluate {place} --attacks pgd7", markup=False, soft_wrap=True)
 
 
@@ -123,18 +121,10 @@ def fit_head(
     run: Path,
     images: Dataset,
     say: Console,
+    options: dict[str, Any],
     *,
     trunk: checkpoint.Opened | None = None,
     head: str = "linear",
-    solver: str = "lbfgs",
-    select: str = "robust",
-    weight_decays: Sequence[float] | None = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    eps: float = 8 / 255,
-    step_size: float | None = None,
-    steps: int = 10,
-    seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> None:
     """Gives a run a classifier: prints the front of a linear one, or takes a bank's class means; writes probe.pt.
@@ -143,22 +133,21 @@ def fit_head(
         run: its directory.
         images: the data.
         say: where to print.
+        options: of `probe.probe`, as `probe.settled` gives them.
         trunk: the network to give a head; what the run itself trained, if absent.
         head: "linear", or the class means of the run's "teacher" or "student" bank.
-        solver, select, weight_decays, epochs, lr, eps, step_size, steps, seed: of the linear one, see `probe`.
         device: to compute on.
     """
     folder = run / "checkpoints"
     known = dict(data=images.name, size=images.size, classes=images.classes, method="probe")
+    solver, select, steps = (options[name] for name in ("solver", "select", "steps"))
     if head == "linear":
         if trunk is None:
             trunk = checkpoint.open_source(str(_trained(run)))
             known = trunk.record
         model = trunk.model.to(device)
-        options: dict[str, Any] = dict(solver=solver, select=select, weight_decays=weight_decays, epochs=epochs, lr=lr)
-        options = settled(model, images, **options, eps=eps, step_size=step_size, steps=steps, seed=seed)
-        attacks = len(images.train) * options["epochs"] if solver == "adversarial" else 0
-        with Progress(len(options["weight_decays"]) * (attacks + 3 * len(images.val))) as progress:
+        attacked = len(images.train) * options["epochs"] if solver == "adversarial" else 0
+        with Progress(len(options["weight_decays"]) * (attacked + 3 * len(images.val))) as progress:
             model, rows = best_head(model, images, **options, done=progress.advance)
         table = Table("weight decay", "natural", f"PGD-{steps}, worst of two losses", "", title="held-out images")
         for row in rows:
@@ -176,7 +165,7 @@ def fit_head(
             raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
         projection = state["embed_s.weight"], state["embed_s.bias"]
         model = with_head(opened.model, prototypes(state[f"bank_{head[0]}.rows"], images.train.labels, *projection))
-        threat: dict[str, Any] = dict(eps=eps, step_size=step_size, seed=seed)
+        threat = {name: options[name] for name in ("eps", "step_size", "seed")}
         result = evaluate(model.to(device), images.val, [f"pgd{steps}", f"margin{steps}"], **threat)
         measured = dict(val_natural=result.natural, val_robust=result.worst)
         say.print(f"held-out images: natural {result.natural:.1%}, PGD-{steps}, worst of two losses {result.worst:.1%}")
