@@ -32,7 +32,7 @@ COMMANDS = {
 }
 
 HOMES = {"demo": "demo", "report": "report", "analyze": "analysis", "reproduce": "reproduce", "probe": "transfer"}
-HOMES |= {"evaluate": "assess", "verify": "verify"}
+HOMES |= {"evaluate": "assess", "verify": "verify", "download": "datasets"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -185,17 +185,3 @@ def check(method: str) -> None:
 
     for line in contract(method):
         print(line)
-
-
-def download(name: str, *, data_dir: str | None = None) -> None:
-    """Fetches and unpacks a data set.
-
-    Args:
-        name: cifar10, cifar100 or stl10.
-        data_dir: where to; $GACD_DATA or ./data if absent.
-    """
-    import os
-
-    from gacd.datasets import download as fetch
-
-    fetch(name, Path(data_dir or os.environ.get("GACD_DATA") or "data"))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gacd import noise
-from gacd.datasets import Parts, Split, cifar10, cifar100, digits, folder, stl10
+from gacd.datasets import Parts, Split, cifar10, cifar100, digits, folder, place_of, stl10
 from gacd.errors import InputError, UsageError
 
 DATASETS: dict[str, Callable[[Path], Parts]] = {f.__name__: f for f in (cifar10, cifar100, stl10, digits)}
@@ -75,7 +75,7 @@ def load(
     if val_size < 0 or (size is not None and size < 1):
         raise InputError("size must be positive and val_size not negative", f"size={size}, val_size={val_size}")
     if name in DATASETS:
-        parts, classes = DATASETS[name](Path(data_dir or os.environ.get("GACD_DATA") or "data").expanduser())
+        parts, classes = DATASETS[name](place_of(data_dir))
     elif os.sep in name or "/" in name or Path(name).is_dir():
         parts, classes = folder(Path(name).expanduser(), size)
     else:

@@ -6,6 +6,7 @@ A reader returns the parts it finds ("train" always, "val" and "test" where ther
 import hashlib
 import http.client
 import io
+import os
 import pickle
 import tarfile
 import tempfile
@@ -155,12 +156,17 @@ PUBLIC: dict[str, tuple[str, str, str, dict[str, str]]] = {
 }
 
 
-def download(name: str, data_dir: str | Path) -> Path:
-    """Fetches a public set into data_dir and returns its folder; what is there and whole is kept."""
+def download(name: str, *, data_dir: str | None = None) -> Path:
+    """Fetches and unpacks a data set; returns its folder. What is there and whole is kept.
+
+    Args:
+        name: cifar10, cifar100 or stl10.
+        data_dir: where to; $GACD_DATA or ./data if absent.
+    """
     if name not in PUBLIC:
         raise InputError("nothing to download", name, f"one of {', '.join(PUBLIC)}")
     place, url, md5, files = PUBLIC[name]
-    root = Path(data_dir).expanduser()
+    root = place_of(data_dir)
     if (root / place).exists():
         for file in files:
             _read(root, name, file)
@@ -183,6 +189,11 @@ def download(name: str, data_dir: str | Path) -> Path:
     except (OSError, http.client.HTTPException, tarfile.TarError) as error:
         raise InputError(f"download failed: {error}", url, f"or unpack it yourself in {root}") from error
     return root / place
+
+
+def place_of(data_dir: str | Path | None) -> Path:
+    """Where the public sets lie."""
+    return Path(data_dir or os.environ.get("GACD_DATA") or "data").expanduser()
 
 
 def _cifar(root: Path, name: str, train: list[str], test: str, labels: str, meta: str, names: str) -> Parts:
