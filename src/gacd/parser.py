@@ -70,9 +70,8 @@ class Parser:
                 options["type"] = str
                 target.add_argument(name, **options)
             else:
-                if any(typing.get_origin(hint) is list for hint in (hints[name], *typing.get_args(hints[name]))):
-                    options["nargs"] = "+"
-                    options["type"] = _item(hints[name])
+                if item := _item(hints[name]):
+                    options |= dict(nargs="+", type=item)
                 default = {} if required else dict(default=_default(parameter.default))
                 options["help"] += " (required)" if required else _said(parameter.default)
                 options |= _metavar(hints[name])
@@ -165,10 +164,9 @@ def _type(hint: Any) -> Any:
 
 
 def _item(hint: Any) -> Any:
-    for candidate in (hint, *typing.get_args(hint)):
-        if typing.get_origin(candidate) is list:
-            return _type(typing.get_args(candidate)[0])
-    return hint
+    """Of a list, or of a list or None, what it holds; None of anything else."""
+    lists = (kind for kind in (hint, *typing.get_args(hint)) if typing.get_origin(kind) is list)
+    return next((_type(typing.get_args(kind)[0]) for kind in lists), None)
 
 
 def _default(value: Any) -> Any:

@@ -43,14 +43,10 @@ def entries(result: Evaluation, origin: dict[str, Any], audit: Audit, audits: st
     skipped = [finding.name for finding in audit.findings if finding.outcome == "skipped"]
     rows = []
     for name, mask in masks.items():
-        threat = dict(result.threats.get(name, {}))
+        threat = in_full(result.threats.get(name, {}))
         if name == "worst":
             first = next(iter(result.threats.values()))
-            threat = dict(norm=first["norm"], eps=first["eps"], of=list(result.threats))
-        if "eps" in threat:
-            threat["eps"] = exact(threat["eps"])
-        if "step_size" in threat:
-            threat["step_size"] = exact(threat["step_size"])
+            threat = in_full(dict(norm=first["norm"], eps=first["eps"], of=list(result.threats)))
         correct = int(mask.sum())
         number = dict(accuracy=correct / result.n, correct=correct, interval=list(interval(correct, result.n)))
         verdict = dict(verdict=audit.verdict, audits=audits, doubts=list(doubts)) if threat else {}
@@ -58,6 +54,11 @@ def entries(result: Evaluation, origin: dict[str, Any], audit: Audit, audits: st
             verdict["skipped"] = skipped
         rows.append(origin | dict(split="test", attack=name) | threat | number | verdict)
     return _compared(rows)
+
+
+def in_full(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, its floats as `exact` writes them."""
+    return {name: exact(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def named(model: nn.Module) -> str:

@@ -26,7 +26,7 @@ from gacd.errors import InputError, Invalid
 from gacd.evaluation import Evaluation
 from gacd.journal import Beaten
 from gacd.parser import Ratio, exact
-from gacd.results import fingerprint
+from gacd.results import fingerprint, in_full
 
 FORMAT = 1
 KEY = "gacd-witnesses"  # of the metadata in the file's header
@@ -112,9 +112,9 @@ def write(path: Path, split: Split, result: Evaluation, found: Beaten, **about: 
         witnesses=found[1][near] if len(names) else torch.empty(0, *split.images.shape[1:]),
         found_by=torch.tensor([1 + attacks.index(name) for name in names], dtype=torch.int64),
     )
-    threats = {name: _plain(threat) for name, threat in result.threats.items()}
+    threats = {name: in_full(threat) for name, threat in result.threats.items()}
     told = dict(format=FORMAT, gacd=version("gacd"), n=n, attacks=attacks, threats=threats, classes=result.classes)
-    pack = Pack(told | _plain(about), tensors)
+    pack = Pack(told | in_full(about), tensors)
     pack.about |= dict(correct=pack.counts, accuracy={name: count / n for name, count in pack.counts.items()})
     save(path, pack)
 
@@ -171,10 +171,6 @@ def content(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def invalid(what: str, where: object = "") -> Invalid:
     return Invalid(f"INVALID, the pack proves nothing: {what}", where)
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: exact(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _sound(pack: Pack) -> None:
