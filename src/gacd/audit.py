@@ -18,7 +18,7 @@ from gacd.audits import FULL, QUICK, Kind
 from gacd.audits.case import Case
 from gacd.audits.fresh import Fresh
 from gacd.audits.network import mode
-from gacd.classifier import lay_out
+from gacd.classifier import device_of, lay_out
 from gacd.device import exactly
 from gacd.errors import InputError
 from gacd.evaluation import rows_on
@@ -77,7 +77,7 @@ def audit(
         raise InputError("an audit needs each image's verdict and adversarial image", f"{n} images")
     if correct is not None and "natural" not in correct:
         raise InputError('an audit needs the verdicts on the images themselves, "natural"', sorted(correct))
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    device = device_of(model)
 
     def images(tensor: Tensor) -> Tensor:
         return tensor[:n].detach().float().to(device).contiguous(memory_format=torch.channels_last)

@@ -56,6 +56,11 @@ def known(model: nn.Module, what: str) -> int | None:
     return getattr(model, what) if isinstance(model, Classifier) else None
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where its weights or, if it has none, its buffers are; the CPU, if it has neither."""
+    return next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+
+
 def _copy(model: nn.Module) -> nn.Module:
     """One that may be asked: the network itself might keep what it was asked, or change."""
     with suppress(Exception):  # of any type: it may mind being copied

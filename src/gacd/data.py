@@ -186,6 +186,13 @@ def pixels(images: Tensor) -> Tensor:
     return images.float().div_(torch.tensor(255.0, device=images.device))
 
 
+def on_device(images: Tensor, device: torch.device | str) -> Tensor:
+    """(B,C,H,W), uint8 or floats in [0,1], as networks on the device take them: float32 in [0,1], channels_last."""
+    images = images.to(device)
+    x = pixels(images) if images.dtype == torch.uint8 else images.float()
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def crop(images: Tensor, u: Tensor) -> Tensor:
     """Moves each image by up to an eighth of its size, zeros coming in.
 

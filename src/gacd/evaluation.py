@@ -19,7 +19,7 @@ from gacd import ranks
 from gacd.attacks.loop import RADII, check_threat
 from gacd.attacks.names import parse_attack, searches
 from gacd.attacks.official import Official
-from gacd.classifier import check_network, lay_out
+from gacd.classifier import check_network, device_of, lay_out
 from gacd.device import exactly
 from gacd.errors import InputError
 from gacd.journal import Journal
@@ -79,15 +79,15 @@ def evaluate(
     for name in names:
         parse_attack(name)
     x, y = images_of(data)
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    device = device_of(model)
     chunk = min(chunk or rows_on(device), len(y))
     again = min(chunk, DOUBTFUL.get(device.type, chunk))
     result, began, journal = Evaluation(), time.perf_counter(), journal or Journal()
 
     def fetch(where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _pixels(x[where], device), y[where].to(device), natural[where].to(device)
+        return datasets.on_device(x[where], device), y[where].to(device), natural[where].to(device)
 
-    first = _pixels(x[:chunk], device)
+    first = datasets.on_device(x[:chunk], device)
     with ExitStack() as inside:
         inside.enter_context(exactly())
         inside.enter_context(lay_out(model, first))
@@ -95,7 +95,7 @@ def evaluate(
         quick = inside.enter_context(attackable(model, first, anew=True, compile=compile))
         inside.enter_context(torch.no_grad())
         mine = torch.arange(len(y))[shard[0] :: shard[1]]
-        logits = logits_of(model, lambda rows: _pixels(x[mine[rows]], device), len(mine), chunk, done)
+        logits = logits_of(model, lambda rows: datasets.on_device(x[mine[rows]], device), len(mine), chunk, done)
         if int(y.max()) >= logits.shape[1]:
             raise InputError(
                 "the network knows fewer classes than the data", f"{logits.shape[1]} <= label {int(y.max())}"
@@ -233,10 +233,3 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
         fix = "the model normalises: give pixels as they are, divided by 255"
         raise InputError("pixels must be in [0,1]", f"from {float(x.min()):g} to {float(x.max()):g}", fix)
     return x.cpu(), y.long().cpu()
-
-
-def _pixels(x: Tensor, device: torch.device) -> Tensor:
-    """(B,C,H,W) in [0,1] on the device."""
-    x = x.to(device)
-    x = datasets.pixels(x) if x.dtype == torch.uint8 else x.float()
-    return x.contiguous(memory_format=torch.channels_last)

@@ -56,6 +56,12 @@ def attacked(
             return
 
 
+def chunks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
+    """Parts of one shape, the last one padded with its last row, and how many of their rows count."""
+    for part in x.split(rows):
+        yield torch.cat([part, part[-1:].expand(rows - len(part), *part.shape[1:])]), len(part)
+
+
 def logits_of(
     model: nn.Module,
     images: Callable[[Tensor], Tensor],

@@ -11,7 +11,7 @@ from gacd import checkpoint
 from gacd import data as datasets
 from gacd.attacks import evaluating, pgd
 from gacd.classifier import check_features, known
-from gacd.data import Dataset, pixels
+from gacd.data import Dataset, on_device, pixels
 from gacd.errors import InputError, UsageError
 from gacd.losses import cross_entropy
 from gacd.models.base import classify
@@ -164,7 +164,7 @@ def crafted(
     model, found = net.opened.model, []
     device = next(model.parameters()).device
     for z, labels in zip(images.split(chunk), y.split(chunk), strict=True):
-        x = pixels(z.to(device)).contiguous(memory_format=torch.channels_last)
+        x = on_device(z, device)
         with attackable(model, x) as quick:
             x_adv = pgd(quick, x, labels.to(device), eps=eps, step_size=step_size, steps=steps, seed=seed, loss=loss)
         found.append(x_adv.cpu())
@@ -184,8 +184,7 @@ def observe(net: Network, images: Tensor, chunk: int) -> Seen:
     device = next(model.parameters()).device
     with evaluating(model):
         for z in images.split(chunk):
-            x = pixels(z.to(device)) if z.dtype == torch.uint8 else z.to(device)
-            f = model.features(x.contiguous(memory_format=torch.channels_last))
+            f = model.features(on_device(z, device))
             features.append(f.float().cpu())
             logits.append(classify(model, f).float().cpu())
     seen = Seen(torch.cat(logits), torch.cat(features))

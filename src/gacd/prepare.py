@@ -7,7 +7,7 @@ import torch
 from gacd import models
 from gacd.attacks import check_threat
 from gacd.checkpoint import Opened
-from gacd.classifier import check_features, check_network, lay_out
+from gacd.classifier import check_features, check_network, device_of, lay_out
 from gacd.data import Dataset, pixels
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
@@ -67,7 +67,7 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     teacher, own = opened.model, isinstance(opened.model, models.Classifier)
     split = images.val if len(images.val) else images.train
     split = split.take(torch.arange(min(1000, len(split))))
-    x = pixels(split.images[:2]).to(next((t.device for t in teacher.state_dict().values()), torch.device("cpu")))
+    x = pixels(split.images[:2]).to(device_of(teacher))
     lay_out(teacher, x)  # as the trainer's images are
     classes = check_network(teacher, x, f"the teacher {source}")
     if callable(getattr(teacher, "features", None)):

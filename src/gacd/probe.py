@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gacd import noise
 from gacd.attacks import evaluating, maximize
-from gacd.data import Dataset, Split, pixels
+from gacd.data import Dataset, Split, on_device
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
 from gacd.heads import Draw, regress, ridge, sgd
@@ -152,7 +152,7 @@ def attacked(
     def draw(weight: Tensor, bias: Tensor, index: Tensor, epoch: int) -> Tensor:
         network.head.weight.data.copy_(weight)
         network.head.bias.data.copy_(bias)
-        x = pixels(split.images[index].to(device)).contiguous(memory_format=torch.channels_last)
+        x = on_device(split.images[index], device)
         y = split.labels[index].to(device)
         u = noise.uniform(noise.key(seed, "probe start", epoch), index.to(device), tuple(x.shape[1:]))
         with attackable(network, x) as quick:
@@ -192,7 +192,5 @@ def features(model: Any, split: Split, batch: int = 500) -> Tensor:
     """Penultimate features of natural images, (N,D) float32 on the CPU."""
     device = next(model.parameters()).device
     with evaluating(model):
-        chunks = (pixels(images.to(device)) for images in split.images.split(batch))
-        return torch.cat(
-            [model.features(x.contiguous(memory_format=torch.channels_last)).float() for x in chunks]
-        ).cpu()
+        chunks = split.images.split(batch)
+        return torch.cat([model.features(on_device(images, device)).float() for images in chunks]).cpu()

@@ -1,6 +1,6 @@
 """The command `verify`: re-scores an evaluation's witness pack by the network itself, or by its ONNX file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from gacd import checkpoint, onnx_file
 from gacd import data as datasets
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
+from gacd.judge import chunks
 from gacd.losses import magnitude, margin_loss
 from gacd.results import fingerprint
 from gacd.tables import clean
@@ -96,7 +97,7 @@ def score(
     x, y = torch.cat([pack.x, pack.tensors["witnesses"]]), torch.cat([labels, labels[beaten]])
     said = torch.cat([right[0], torch.zeros(m, dtype=torch.bool)])
     parts = []
-    for part, kept in _chunks(x, min(chunk, n + m)):
+    for part, kept in chunks(x, min(chunk, n + m)):
         given = network(part)
         if not isinstance(given, Tensor):
             raise InputError("the network must return logits", type(given).__name__, "a tensor (B,K)")
@@ -127,12 +128,6 @@ def score(
     near = f"{int(close.sum())} of {n + m} verdicts rest on less than {rounding:g} of the largest logit"
     rows.append(("within rounding", f"{near}, {int(differ.sum())} differ"))
     return rows, int((differ & ~said).sum())
-
-
-def _chunks(x: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:
-    """Chunks of one shape, the last one padded with its last image, and how many of their rows count."""
-    for part in x.split(chunk):
-        yield torch.cat([part, part[-1:].expand(chunk - len(part), -1, -1, -1)]), len(part)
 
 
 def _network(

@@ -1,7 +1,7 @@
 """What is audited: a network, images, and what an evaluation said of them; what several audits need, computed once."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from gacd.attacks.loop import projection
 from gacd.attacks.pool import sweep
 from gacd.attacks.search import PGD, Search, uniform_in_ball
 from gacd.audits.fresh import Fresh
+from gacd.judge import chunks
 from gacd.losses import cross_entropy, magnitude, margin_loss
 
 CROSS_ENTROPY = re.compile(r"fgsm|pgd\d*(x\d+)?|apgd-ce\d*(x\d+)?")  # attacks that a scale of the logits can blind
@@ -147,13 +148,8 @@ class Case:
         """Logits (N,K) by chunks of one shape, the last one padded."""
         return torch.cat([self.network(part)[:kept] for part, kept in self.chunks(z)])
 
-    def chunks(self, z: Tensor) -> list[tuple[Tensor, int]]:
-        """Parts of one shape, and how many of each one's rows are not padding."""
-        parts = z.split(self.chunk)
-        return [
-            (torch.cat([part, part[-1:].repeat(self.chunk - len(part), *[1] * (z.ndim - 1))]), len(part))
-            for part in parts
-        ]
+    def chunks(self, z: Tensor) -> Iterator[tuple[Tensor, int]]:
+        return chunks(z, self.chunk)
 
     def pgd(self, loss: Callable[[Tensor, Tensor], Tensor], kind: type[PGD] = PGD, **options: Any) -> PGD:
         """PGD-20 at the evaluation's threat, but for the options."""
