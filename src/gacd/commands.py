@@ -13,7 +13,7 @@ from gacd.cli import plain
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.probe import settled
-from gacd.runs import FREE, began, config, ended, held_out, remember
+from gacd.runs import began, config, ended, held_out, remember
 from gacd.transfer import fit_head
 
 
@@ -106,7 +106,7 @@ def train(
     from gacd.training import fit
 
     with locks.owned_by_all(run):
-        remember(run, plain(options), FREE)
+        remember(run, plain(options))
         say.print("  ".join(f"{k} {v}" for k, v in plain(options).items() if v is not None), markup=False, style="dim")
         say.print(f"a step costs {price['forwards']:.1f} forwards of the student an image", style="dim")
         teaches = guide.model.name if guide and isinstance(guide.model, models.Classifier) else teacher

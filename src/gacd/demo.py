@@ -36,7 +36,7 @@ def demo(*, out: str = "demo") -> None:
     """
     screen, folder = Console(file=sys.stdout, highlight=False), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = recipe("demo", OUT=out)
+    lines, _ = expand(RECIPES / "demo.sh", OUT=out)
     todo = [task.argv for task in missing(lines)]
     for i, argv in enumerate(lines):
         if argv not in todo:
@@ -60,11 +60,6 @@ def demo(*, out: str = "demo") -> None:
         screen.print(sentence, markup=False)
     write(folder / "report.html", runs, title="Robust distillation on handwritten digits", remarks=said)
     screen.print(f"The page: {folder / 'report.html'}", markup=False)
-
-
-def recipe(name: str, **variables: str) -> list[list[str]]:
-    """The commands of recipes/NAME.sh, each without its "gacd"."""
-    return expand(RECIPES / f"{name}.sh", **variables)[0]
 
 
 def table(section: Section) -> Table:

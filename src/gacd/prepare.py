@@ -21,9 +21,8 @@ LIMITS = {
 
 def check_ranges(options: dict[str, Any]) -> None:
     """Refuses numbers without a meaning before anything is read or written."""
-    for name in options.keys() & LIMITS.keys():
-        low, high = LIMITS[name]
-        if not low <= options[name] <= high:
+    for name, (low, high) in LIMITS.items():
+        if name in options and not low <= options[name] <= high:
             raise UsageError(f"{name} must be from {low:g} to {high:g}", options[name])
     if "eps" in options:
         check_threat(**{n: options[n] for n in ("eps", "step_size", "steps") if n in options})

@@ -166,17 +166,16 @@ class Stopping:
         self.signal = number
 
 
-def remember(out: Path, options: dict[str, Any], free: set[str]) -> None:
+def remember(out: Path, options: dict[str, Any]) -> None:
     """Writes config.yaml, or compares: a run resumed with other options is refused, with their names.
 
     Args:
         out: run directory.
-        options: flat names and plain values.
-        free: names of options that may change between a run and its resume.
+        options: flat names and plain values; those in FREE may change.
     """
     path, kept = out / "config.yaml", {file.name for file in (out / "checkpoints").glob("*.pt")}
     if kept & {"last.pt", "previous.pt", "probe.pt"}:
-        check_options(out, dict.fromkeys(config(out)) | options, free)
+        check_options(out, dict.fromkeys(config(out)) | options, FREE)
     elif kept and story(out).get("seconds") is not None:
         raise InputError("the run is finished, and its checkpoints/last.pt is gone", out, "another --out")
     elif ranks.rank() == 0:

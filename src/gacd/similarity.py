@@ -97,7 +97,7 @@ def separation(a: Tensor, b: Tensor) -> dict[str, float]:
         Mean Euclidean distances, in [0,2]: "intra" within a class (mean of the two classes), "inter" between them, and
         "ratio", inter / intra: the larger, the clearer.
     """
-    within = [float(torch.nn.functional.pdist(c).mean()) for c in (a, b)]
+    within = [float(F.pdist(c).mean()) for c in (a, b)]
     intra, inter = sum(within) / 2, float(torch.cdist(a, b).mean())
     if not intra > 0:
         raise InputError("a class's features are all the same", f"{len(a)} and {len(b)} images")

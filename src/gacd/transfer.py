@@ -19,7 +19,7 @@ from gacd.prepare import check_train
 from gacd.probe import probe as best_head
 from gacd.probe import settled, with_head
 from gacd.progress import Progress
-from gacd.runs import FREE, config, held_out, remember
+from gacd.runs import config, held_out, remember
 
 
 def probe(
@@ -112,7 +112,7 @@ def probe(
         if apart:
             about = dict(method="probe", init=run, model=network.name, data=data, size=images.size)
             about |= dict(val_size=val_size, mean=mean, std=std, device=device, data_dir=data_dir) | options
-            remember(place, plain(about), FREE)
+            remember(place, plain(about))
         fit_head(place, images, say, options, trunk=opened if apart else None, head=head, device=fabric.device)
     say.print(f"{place}: done. Next: gacd evaluate {place} --attacks pgd7", markup=False, soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """The methods. The directory is the list: a file here is a method, a command and a row of the contract tests."""
 
 import ast
+import difflib
 import importlib
 import inspect
 from pathlib import Path
@@ -39,8 +40,6 @@ def load(method: str) -> "type[Method]":
     place, _, name = method.rpartition(":") if ":" in method else (method, "", "")
     if place.endswith(".py") or name:
         return _only_class(imported(place, "method"), name, place)
-    import difflib
-
     near = difflib.get_close_matches(method, names(), 1)
     hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(names()) + ", or ./FILE.py"
     raise UsageError("unknown method", method, hint)

@@ -17,8 +17,6 @@ class WideResNet(Classifier):
         width: the stages have 16, 32 and 64 times as many channels.
     """
 
-    head_name = "fc"
-
     def __init__(
         self, name: str, num_classes: int, mean: Sequence[float], std: Sequence[float], depth: int, width: int
     ):
