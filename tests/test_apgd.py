@@ -123,11 +123,6 @@ def test_a_linear_network_s_verdicts_are_the_true_ones(scale):
     assert torch.equal(right, robust)
 
 
-def test_curved_borders_against_an_exhaustive_grid():
-    x, y, eps, robust = plane_case()
-    assert torch.equal(attack(TargetedAPGD(eps=eps, classes=4, steps=40), bumpy, x, y)[0], robust)
-
-
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_rows_stand_alone(norm):
     assert_rows_stand_alone(APGD(norm=norm, eps=0.3, loss="dlr", steps=40), curved, 36)

@@ -6,7 +6,6 @@ import numpy
 import pytest
 import torch
 from scipy.optimize import linprog
-from test_apgd import bumpy, plane_case
 from test_square import (
     CLASSES,
     assert_broken_network_is_noticed,
@@ -138,11 +137,6 @@ def test_a_linear_network_s_verdicts_are_the_true_ones(scale):
     found = rows["best"] - x
     nearest = linear_worst(x, y, found.abs().flatten(1).amax(1).double()[:, None, None, None] * 0.98)
     assert bool((nearest < 0).all())  # no mistake lies 2 % nearer than the one found
-
-
-def test_curved_borders_against_an_exhaustive_grid():
-    x, y, eps, robust = plane_case()
-    assert torch.equal(attack(TargetedFAB(eps=eps, classes=4, steps=40), bumpy, x, y)[0], robust)
 
 
 def test_a_mistake_inside_the_ball_is_found_though_later_points_are_none():

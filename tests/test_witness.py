@@ -25,11 +25,6 @@ ARGV += ["--device", "cpu"]  # whose bits are compared
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-@pytest.fixture(scope="module")
 def made(digits, tmp_path_factory):
     """A folder with an evaluated run, another run, and the files that the evaluation left in the first."""
     place = tmp_path_factory.mktemp("made")
