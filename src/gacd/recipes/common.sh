@@ -33,6 +33,18 @@ finetune() { # NAME SEED START OPTIONS...: AFT of the run START-SEED
     gacd evaluate "$run" $EVALUATE
 }
 
+pair() { # TEACHER STUDENT, both as the paper calls them, and the rate of KD and GACD if it is another one
+    place "$images" "$1" "$2"
+    distil kd 0 $KD ${5-} $KD_EPOCHS
+    distil ard 0 $ard $ARD_EPOCHS
+    distil gacd 0 $GACD ${5-} $GACD_EPOCHS
+    finetune gacd-aft 0 gacd $AFT_EPOCHS
+    row "$table" "$3/$4/KD" "$runs/kd-0"
+    row "$table" "$3/$4/ARD" "$runs/ard-0"
+    row "$table" "$3/$4/GACD+AFT" "$runs/gacd-aft-0"
+    row "$table" "$3/$4/GACD" "$runs/gacd-0"
+}
+
 seeded() { # TABLE CELL NAME: a row of all seeds' runs
     table=$1 cell=$2 name=$3
     set --

@@ -3,17 +3,7 @@
 # Preset paper: 2.1e19 operations, 119 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
-pair() { # TEACHER STUDENT, both as the paper calls them, and the rate of KD and GACD if it is another one
-    place cifar10 "$1" "$2"
-    distil kd 0 $KD ${5-} $KD_EPOCHS
-    distil ard 0 $ARD $ARD_EPOCHS
-    distil gacd 0 $GACD ${5-} $GACD_EPOCHS
-    finetune gacd-aft 0 gacd $AFT_EPOCHS
-    row table1 "$3/$4/KD" "$runs/kd-0"
-    row table1 "$3/$4/ARD" "$runs/ard-0"
-    row table1 "$3/$4/GACD+AFT" "$runs/gacd-aft-0"
-    row table1 "$3/$4/GACD" "$runs/gacd-0"
-}
+table=table1 images=cifar10 ard=$ARD
 teacher cifar10 "$RESNET18_T"
 teacher cifar10 "$WRN34_T"
 pair "$RESNET18_T" "$RESNET18" ResNet-18 ResNet-18

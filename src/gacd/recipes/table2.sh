@@ -3,17 +3,7 @@
 # Preset paper: 7.1e17 operations, 4 hours of a GPU that sustains 50 TFLOP/s; counted together with what other recipes share.
 set -eu
 . "$RECIPES/common.sh"
-pair() { # TEACHER STUDENT, both as the paper calls them, and the rate of KD and GACD if it is another one
-    place cifar100 "$1" "$2"
-    distil kd 0 $KD ${5-} $KD_EPOCHS
-    distil ard 0 $ARD_100 $ARD_EPOCHS
-    distil gacd 0 $GACD ${5-} $GACD_EPOCHS
-    finetune gacd-aft 0 gacd $AFT_EPOCHS
-    row table2 "$3/$4/KD" "$runs/kd-0"
-    row table2 "$3/$4/ARD" "$runs/ard-0"
-    row table2 "$3/$4/GACD+AFT" "$runs/gacd-aft-0"
-    row table2 "$3/$4/GACD" "$runs/gacd-0"
-}
+table=table2 images=cifar100 ard=$ARD_100
 teacher cifar100 "$RESNET56_T"
 teacher cifar100 "$WRN40_T"
 pair "$WRN40_T" "$WRN16" WRN-40-2 WRN-16-2
