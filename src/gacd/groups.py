@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gacd import figures, tables
-from gacd.commands import FREE
 from gacd.records import Measured, Run
-from gacd.sections import Line, Section, percent
+from gacd.runs import FREE, PLACES
+from gacd.sections import Line, Section, decimals
 from gacd.tables import Cell, Column, Table
 
 NOTE = (
@@ -17,7 +17,6 @@ NOTE = (
     "training: that the test images are a sample too is not in it. Worst stays empty where the runs were not attacked "
     "alike."
 )
-SOURCES = ("teacher", "init", "cost_of")  # options that name another run, which may be that of the same seed
 
 
 @dataclass
@@ -55,11 +54,11 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Every run in one group, in the order of their first runs."""
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(_key(run, skip=SOURCES), []).append(run)
+        alike.setdefault(_key(run, skip=PLACES), []).append(run)
     groups: dict[object, Group] = {}
     for members in alike.values():
         # One teacher for all seeds is the same source as it stands; a teacher for each is so without its seed.
-        shared = [name for name in SOURCES if len({str(run.options.get(name)) for run in members}) == 1]
+        shared = [name for name in PLACES if len({str(run.options.get(name)) for run in members}) == 1]
         for run in members:
             key, seed = _key(run, skip=shared), _seed(run)
             if seed is None or (key in groups and seed in groups[key].seeds):  # a copy adds nothing to a spread
@@ -126,27 +125,25 @@ def _row(section: Section, name: str, n: int, lines: Sequence[Line]) -> list[Cel
     run = lines[0].run
     words = [Cell(name), Cell(str(run.options.get("method") or tables.MISSING)), Cell(run.model)]
     count = Cell(str(len(lines)), (float(len(lines)),))
-    return [*words, count, *(_share(column, n, len(lines)) for column in found), Cell(str(n), (float(n),))]
+    doubts = [any(m is not None and m.suspect for m in column) for column in found]
+    shares = [share(mean(c), len(lines), doubted, decimals(n)) for c, doubted in zip(found, doubts, strict=True)]
+    return [*words, count, *shares, Cell(str(n), (float(n),))]
 
 
-def _share(column: Sequence[Measured | None], n: int, wanted: int) -> Cell:
-    found = mean(column)
+def share(found: Mean | None, runs: int, doubted: bool, places: int = 2) -> Cell:
+    """A mean in per cent, and what to know of it: that it is not of all the runs, or in doubt."""
     if found is None:
         return Cell(tables.MISSING)
-    notes = [f"of {found.runs}"] if found.runs < wanted else []
-    notes += ["unverified"] if any(measured and measured.suspect for measured in column) else []
-    note = ", ".join(notes)
-    if found.spread is None:
-        return Cell(percent(found.mean, n), (100 * found.mean,), note=note)
-    text = f"{percent(found.mean, n)} ± {percent(found.spread, n)}"
-    return Cell(text, (100 * found.mean, 100 * found.spread), note=note)
+    notes = [f"of {found.runs}"] * (found.runs < runs) + ["unverified"] * doubted
+    spread = None if found.spread is None else 100 * found.spread
+    return tables.number(100 * found.mean, places, spread=spread)._replace(note=", ".join(notes))
 
 
 def _key(run: Run, skip: Collection[str]) -> str:
     """What repetitions have in common, as text."""
     seed, skipped = _seed(run), {"seed", "out", *FREE, *skip}
     kept = {str(name): value for name, value in run.options.items() if name not in skipped}
-    kept |= {name: _seedless(str(kept[name]), seed) for name in SOURCES if name in kept}
+    kept |= {name: _seedless(str(kept[name]), seed) for name in PLACES if name in kept}
     return repr((_seedless(run.name, seed), sorted(kept.items(), key=lambda item: item[0])))
 
 

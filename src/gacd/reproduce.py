@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gacd import checkpoint, cost, figures, paper, records, report, tables
 from gacd.errors import GacdError, InputError, UsageError
-from gacd.groups import Mean, mean, mean_point
+from gacd.groups import Mean, mean, mean_point, share
 from gacd.processes import run
 from gacd.recipe import Row, check, expand, makes, missing, script
 from gacd.records import Measured
@@ -91,9 +91,6 @@ def show(rows: Sequence[Row], folder: Path, say: Console) -> None:
         say.print(f"written to {place}.html, .md, .csv, .tex{', ' * bool(parts)}{parts}", markup=False)
 
 
-NONE = tables.number(None)
-
-
 class Line(NamedTuple):
     """A row with what was measured of each of its runs: attack -> accuracy, and the paper's natural and robust one.
 
@@ -150,8 +147,8 @@ def beside(name: str, lines: Sequence[Line]) -> tables.Table:
     body = []
     for line in lines:
         doubted = {attack for m in line.measured for attack in m if m[attack].suspect}
-        cells = [_share(line, attack, attack in doubted) for attack in attacks]
         seeds = len(line.measured)
+        cells = [share(line.mean(attack), seeds, attack in doubted) for attack in attacks]
         note = f"of {line.evaluated} on the same images" * (seeds < line.evaluated)
         cells.append(tables.Cell(str(seeds), (seeds,), note=note) if seeds else tables.Cell(tables.MISSING))
         operations = mean_of(line.costs) / 1e12 if line.costs else None
@@ -206,12 +203,3 @@ def _point(measured: dict[str, Measured], attack: str) -> figures.Point | None:
         return None
     robust = measured[attack]
     return figures.Point(measured["natural"].accuracy, robust.accuracy, *robust.interval, robust.suspect)
-
-
-def _share(line: Line, attack: str, doubted: bool) -> tables.Cell:
-    found = line.mean(attack)
-    if found is None:
-        return NONE
-    notes = [f"of {found.runs}"] * (found.runs < len(line.measured)) + ["unverified"] * doubted
-    spread = None if found.spread is None else 100 * found.spread
-    return tables.number(100 * found.mean, spread=spread)._replace(note=", ".join(notes))

@@ -22,7 +22,7 @@ from gacd.methods.base import Method
 from gacd.results import fingerprint, provenance
 
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
-PLACES = {"teacher", "init", "cost_of"}  # may be written otherwise
+PLACES = {"teacher", "init", "cost_of"}  # options that name a run: a path may be written otherwise
 
 
 class Run:

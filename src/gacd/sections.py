@@ -143,8 +143,12 @@ def sections(runs: list[Run]) -> list[Section]:
 
 
 def percent(accuracy: float, n: int) -> str:
-    """With as many decimals as n images can tell."""
-    return f"{100 * accuracy:.{2 if n >= 5000 else 1}f}"
+    return f"{100 * accuracy:.{decimals(n)}f}"
+
+
+def decimals(n: int) -> int:
+    """Of a percentage: as many as n images can tell."""
+    return 2 if n >= 5000 else 1
 
 
 def family_of(attack: str) -> tuple[str, int]:
