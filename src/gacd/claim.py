@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gacd.cli import Ratio
+from gacd.parser import Ratio
 from gacd.records import Measured, Run
 from gacd.sections import Line, Section, percent
 from gacd.tables import clean, markdown_text

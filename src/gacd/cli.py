@@ -9,12 +9,10 @@ import tempfile
 import textwrap
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from gacd import methods
 from gacd.errors import GacdError, UsageError
-from gacd.parser import Parser, Ratio, written
+from gacd.parser import Parser
 
 COMMANDS = {
     "train": "train a network: adversarially, or as a standard one; --init fine-tunes",
@@ -157,16 +155,3 @@ def _leave_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Options as YAML keeps them: "8/255" for such a float, strings for paths."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, float):
-            return written(Ratio(value))
-        if isinstance(value, tuple | list):
-            return [one(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {name: one(value) for name, value in values.items()}

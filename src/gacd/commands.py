@@ -9,9 +9,9 @@ from rich.console import Console
 
 from gacd import checkpoint, cost, locks, methods, models, onnx_file, prepare, ranks
 from gacd import data as datasets
-from gacd.cli import plain
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
+from gacd.parser import plain
 from gacd.probe import settled
 from gacd.runs import began, config, ended, held_out, remember
 from gacd.transfer import fit_head

@@ -8,8 +8,8 @@ from rich.table import Table
 from gacd import results
 from gacd.audit import Audit, Finding
 from gacd.audits.case import CROSS_ENTROPY
-from gacd.cli import Ratio
 from gacd.errors import Invalid, Suspect
+from gacd.parser import Ratio
 from gacd.tables import clean
 
 

@@ -212,3 +212,16 @@ def exact(number: float) -> str:
 def written(value: Ratio) -> str | float:
     """As YAML keeps it."""
     return text if "/" in (text := str(value)) else float(value)
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Options as YAML keeps them: "8/255" for such a float, strings for paths."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, float):
+            return written(Ratio(value))
+        if isinstance(value, tuple | list):
+            return [one(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: one(value) for name, value in values.items()}

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from gacd import assess, checkpoint, records
 from gacd.attacks.loop import RADII
-from gacd.cli import Parser, Ratio, plain, training_parser
+from gacd.cli import training_parser
 from gacd.errors import InputError
+from gacd.parser import Parser, Ratio, plain
 from gacd.runs import FREE, PLACES, check_options, story
 
 RECIPES = Path(__file__).parent / "recipes"

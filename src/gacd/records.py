@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from gacd import checkpoint, results
-from gacd.cli import Ratio
 from gacd.errors import GacdError, InputError
 from gacd.evaluation import interval
+from gacd.parser import Ratio
 from gacd.runs import story
 
 ANALYSIS = "analysis.json"

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from gacd import checkpoint, claim, figures, paper, records, tables
 from gacd import data as datasets
 from gacd.attacks import evaluating, pgd
-from gacd.cli import Ratio
 from gacd.errors import GacdError, UsageError
 from gacd.groups import Group, grouped, mean_line, mean_point, over_seeds
+from gacd.parser import Ratio
 from gacd.records import Measured, Run, collect, finite
 from gacd.sections import Line, Section, family_of, percent, sections
 from gacd.tables import MISSING, Cell, Column, Table

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from gacd.cli import Ratio
+from gacd.parser import Ratio
 from gacd.records import Measured, Run
 
 

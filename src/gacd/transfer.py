@@ -9,12 +9,12 @@ from rich.table import Table
 
 from gacd import checkpoint, locks, models
 from gacd import data as datasets
-from gacd.cli import Ratio, plain
 from gacd.data import Dataset
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
 from gacd.heads import prototypes
+from gacd.parser import Ratio, plain
 from gacd.prepare import check_train
 from gacd.probe import probe as best_head
 from gacd.probe import settled, with_head
