@@ -103,7 +103,8 @@ def evaluate(
     opened = checkpoint.open_source(source, mean=mean, std=std)
     if not opened.has_classifier:
         raise InputError("there is no trained classifier to evaluate", source, f"gacd probe {opened.run or source}")
-    images = _images(opened, data, data_dir, size)
+    data, size = datasets.settled(data, size, opened.record)
+    images = datasets.load(data, data_dir=data_dir, size=size)
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     guide = _teacher(teacher, images) if teacher else None
     if devices > len(split):
@@ -205,12 +206,6 @@ def evaluate(
         for pack in packs:
             say.print(f"what beat it is in {pack.name}: gacd verify re-scores it", markup=False)
     outcome.conclude(found, eps, say, audits)
-
-
-def _images(opened: checkpoint.Opened, data: str | None, data_dir: str | None, size: int | None) -> Dataset:
-    """The data set named, or the one that the source was trained on, at the source's size if it is that one."""
-    name, size = datasets.settled(data, size, opened.record)
-    return datasets.load(name, data_dir=data_dir, size=size)
 
 
 def _teacher(source: str, images: Dataset) -> nn.Module:

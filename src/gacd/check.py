@@ -131,7 +131,7 @@ def gradient(case: Case) -> str:
     infinite = [name for name, p in method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     _expect(not infinite, f"not finite at {', '.join(infinite[:3])}")
     if case.taught:
-        reached = [name for name, p in _teacher(method).named_parameters() if p.grad is not None]
+        reached = [name for name, p in method.teacher.named_parameters() if p.grad is not None]
         _expect(not reached, f"it reaches the teacher's {', '.join(reached[:3])}")
     return f"reaches {len(wanted)} of the student's parameters" + ", not the teacher" * case.taught
 
@@ -141,10 +141,10 @@ def teacher(case: Case) -> str:
     if not case.taught:
         return "none"
     method = case.make()
-    before = {name: value.clone() for name, value in _teacher(method).state_dict().items()}
+    before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
     case.train(method, 2)
-    _expect(not any(m.training for m in _teacher(method.train()).modules()), "in training mode after method.train()")
-    changed = [name for name, value in _teacher(method).state_dict().items() if not torch.equal(value, before[name])]
+    _expect(not any(m.training for m in method.train().teacher.modules()), "in training mode after method.train()")
+    changed = [name for name, value in method.teacher.state_dict().items() if not torch.equal(value, before[name])]
     _expect(not changed, f"changed by training: {', '.join(changed[:3])}")
     matrices = [value for value in before.values() if value.ndim > 1 and value.numel() > CLASSES]
     held = [
@@ -164,7 +164,7 @@ def state(case: Case) -> str:
     file.seek(0)
     fresh = case.make(seed=1)
     if case.taught:
-        _teacher(fresh).load_state_dict(_teacher(method).state_dict())
+        fresh.teacher.load_state_dict(method.teacher.state_dict())
     fresh.load_state_dict(torch.load(file, weights_only=True))
     losses = [float(case.values(m, step=2)["loss"].detach()) for m in (method, fresh)]
     _expect(losses[0] == losses[1], f"the next loss is {losses[1]!r} after a restart, {losses[0]!r} without; {KEEP}")
@@ -218,7 +218,7 @@ def randomness(case: Case) -> str:
 def moves(case: Case) -> str:
     """`.to()` takes everything along, the teacher too."""
     method = case.make().double()
-    tensors = [*method.parameters(), *method.buffers()] + ([*_teacher(method).parameters()] if case.taught else [])
+    tensors = [*method.parameters(), *method.buffers()] + ([*method.teacher.parameters()] if case.taught else [])
     _expect(all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()), ".double() left something behind")
     method.clock = Clock()
     value = method(case.x.double(), case.y, case.index)["loss"]
@@ -229,10 +229,6 @@ def moves(case: Case) -> str:
 CONTRACT: dict[str, Callable[[Case], str]] = {
     f.__name__: f for f in (signature, loss, gradient, teacher, state, falls, attack, randomness, moves)
 }
-
-
-def _teacher(method: Method) -> nn.Module:
-    return typing.cast(nn.Module, method.teacher)
 
 
 def _expect(holds: bool, reason: str) -> None:

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from gacd import checkpoint, results
 from gacd.errors import GacdError, InputError
 from gacd.evaluation import interval
 from gacd.parser import Ratio
-from gacd.runs import story
+from gacd.runs import config, story
 
 ANALYSIS = "analysis.json"
 PNG, PNG_LIMIT = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 4 << 20
@@ -174,9 +172,8 @@ def read(path: Path, name: str) -> Run:
     """One run directory, whatever state it is in."""
     run = Run(name, path)
     try:
-        options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        run.options = options if isinstance(options, dict) else {}
-    except (OSError, RecursionError, ValueError, yaml.YAMLError):
+        run.options = config(path)
+    except InputError:
         run.warning = "no readable config.yaml"
     run.model = str(run.options.get("model") or "")
     run.log = list(_log(path / "metrics.jsonl"))
