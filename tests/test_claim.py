@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gacd.claim import UNKNOWN, claims
-from gacd.cli import Ratio
+from gacd.parser import Ratio
 from gacd.records import Measured, Run
 from gacd.sections import Section
 

@@ -213,30 +213,30 @@ def publish_archive(monkeypatch, path, members, md5=None):
 def test_download_unpacks_what_has_the_right_md5(tmp_path, monkeypatch):
     members = {f"cifar-100-python/{file}": content for file, content in cifar_files("cifar100")[0].items()}
     publish_archive(monkeypatch, tmp_path / "a.tar.gz", members)
-    place = download("cifar100", tmp_path / "data")
+    place = download("cifar100", data_dir=tmp_path / "data")
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["cifar-100-python"]
     assert len(load("cifar100", data_dir=tmp_path / "data").train) == 18
     (tmp_path / "a.tar.gz").unlink()
-    assert download("cifar100", tmp_path / "data") == place
+    assert download("cifar100", data_dir=tmp_path / "data") == place
     (place / "meta").write_bytes(b"")
     with pytest.raises(InputError, match=r"damaged file.*meta"):
-        download("cifar100", tmp_path / "data")
+        download("cifar100", data_dir=tmp_path / "data")
 
 
 def test_download_errors_leave_nothing(tmp_path, monkeypatch):
     publish_archive(monkeypatch, tmp_path / "a.tar.gz", {"cifar-100-python/meta": b"x"}, md5="0" * 32)
     with pytest.raises(InputError, match="damaged or was replaced"):
-        download("cifar100", tmp_path / "data")
+        download("cifar100", data_dir=tmp_path / "data")
     publish_archive(monkeypatch, tmp_path / "a.tar.gz", {"../meta": b"x"})
     with pytest.raises(InputError, match=r"download failed.*outside"):
-        download("cifar100", tmp_path / "data")
+        download("cifar100", data_dir=tmp_path / "data")
     (tmp_path / "a.tar.gz").unlink()
     with pytest.raises(InputError, match="download failed"):
-        download("cifar100", tmp_path / "data")
+        download("cifar100", data_dir=tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
     assert not (tmp_path / "meta").exists()
     with pytest.raises(InputError, match="nothing to download: digits"):
-        download("digits", tmp_path)
+        download("digits", data_dir=tmp_path)
 
 
 def test_downloads_are_encrypted():

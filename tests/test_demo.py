@@ -9,8 +9,10 @@ import pytest
 
 from gacd import commands, methods
 from gacd import demo as module
-from gacd.cli import HOMES, Parser
-from gacd.demo import demo, findings, recipe
+from gacd.cli import HOMES
+from gacd.demo import demo, findings
+from gacd.parser import Parser
+from gacd.recipe import expand
 from gacd.records import Measured, Run
 from gacd.sections import Section
 from gacd.training import fit
@@ -18,7 +20,7 @@ from gacd.training import fit
 RECIPE = Path(module.__file__).parent / "recipes" / "demo.sh"
 
 
-@pytest.mark.parametrize("argv", recipe("demo", OUT="o u t"), ids=lambda argv: " ".join(argv[:2]))
+@pytest.mark.parametrize("argv", expand(RECIPE, OUT="o u t")[0], ids=lambda argv: " ".join(argv[:2]))
 def test_every_line_parses(argv):
     command, *rest = argv
     parser = Parser(f"gacd {command}", "")
@@ -41,7 +43,7 @@ def test_the_recipe_is_the_same_as_a_shell_script(tmp_path):
     gacd.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": "o u t"}
     run = subprocess.run(["sh", RECIPE], env=environment, capture_output=True, text=True, check=True)
-    assert [line.split("\0")[:-1] for line in run.stdout.splitlines()] == recipe("demo", OUT="o u t")
+    assert [line.split("\0")[:-1] for line in run.stdout.splitlines()] == expand(RECIPE, OUT="o u t")[0]
 
 
 def line(name, accuracy, n=359, **options):
@@ -102,10 +104,10 @@ def test_passes_include_the_start():
 def test_the_demo_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     """A miniature of every line; then one evaluation is killed between its radii, and only it is done again."""
     lines = []
-    for argv in recipe("demo", OUT=str(tmp_path)):
+    for argv in expand(RECIPE, OUT=str(tmp_path))[0]:
         quick = "--n 40 --attacks fgsm pgd2" if argv[0] == "evaluate" else "--epochs 1 --val-steps 1"
         lines.append([*argv, *quick.split(), *(["--steps", "1"] if "--steps" in argv else [])])
-    monkeypatch.setattr(module, "recipe", lambda name, OUT: lines)
+    monkeypatch.setattr(module, "expand", lambda path, OUT: (lines, []))
     demo(out=str(tmp_path))
     out = capsys.readouterr().out
     assert out.count(" s\n") == len(lines)

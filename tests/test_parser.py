@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gacd import assess, methods
-from gacd.cli import COMMANDS, Ratio, main, plain
+from gacd.cli import COMMANDS, main
+from gacd.parser import Ratio, plain
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, *(f"train {m}" for m in methods.names(teacher=False))])

@@ -12,8 +12,9 @@ from pages import HOSTILE, entry, make, page
 from PIL import Image
 
 from gacd import checkpoint, commands, methods, models, tables
-from gacd.cli import Parser, main
+from gacd.cli import main
 from gacd.errors import InputError
+from gacd.parser import Parser
 from gacd.records import collect
 from gacd.report import write
 from gacd.training import fit
@@ -241,7 +242,7 @@ def test_trainings_say_commit_and_versions(tmp_path):
 
 def test_tables_from_elsewhere_stand_first(tmp_path):
     make(tmp_path, "a", [entry("natural", 0.9)])
-    rows = [[tables.Cell("<i>"), tables.number(-1.5, sign=True)]]
+    rows = [[tables.Cell("<i>"), tables.number(-1.5)]]
     beside = tables.Table("Paper <b>", [tables.Column("cell"), tables.Column("difference", True)], rows, "A note <u>.")
     write(tmp_path / "x.html", collect([str(tmp_path)]), beside=[beside])
     text = (tmp_path / "x.html").read_text()

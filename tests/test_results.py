@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gacd import tables
-from gacd.cli import plain, training_parser
+from gacd.cli import training_parser
+from gacd.parser import plain
 from gacd.recipe import RECIPES, expand
 from gacd.reproduce import beside, lines_of
 from gacd.runs import FREE, config

@@ -42,7 +42,7 @@ def test_every_form_has_the_same_cells():
 
 
 def test_numbers_are_rounded_signed_and_may_be_missing():
-    assert [number(v, 1, sign=True).text for v in (1.25, -1.25, None)] == ["+1.2", "−1.2", MISSING]
+    assert [number(v, 1).text for v in (1.25, -1.25, None)] == ["1.2", "−1.2", MISSING]
     assert number(-3.0).values == (-3.0,)
     assert csv(Table("", [Column("d", True)], [[number(-3.0)]])) == "d\n-3\n", "a negative number is no formula"
 
