@@ -5,12 +5,7 @@ import math
 
 import pytest
 import torch
-from test_square import (
-    assert_broken_network_is_noticed,
-    assert_no_side_effects,
-    assert_rows_stand_alone,
-    assert_stays_inside,
-    assert_whatever_the_order,
+from searches import (
     attack,
     curved,
     forward,
@@ -121,35 +116,6 @@ def test_a_linear_network_s_verdicts_are_the_true_ones(scale):
     for restart in range(3):  # towards whichever class leads: a start may lead to the wrong one
         right &= attack(APGD(loss="dlr", eps=eps, restart=restart), linear(scale), x, y)[0]
     assert torch.equal(right, robust)
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_rows_stand_alone(norm):
-    assert_rows_stand_alone(APGD(norm=norm, eps=0.3, loss="dlr", steps=40), curved, 36)
-    assert_rows_stand_alone(TargetedAPGD(norm=norm, eps=0.3, steps=13, targets=5), curved, 10)
-
-
-@pytest.mark.parametrize("make", [APGD, TargetedAPGD])
-def test_a_function_of_seed_and_image_whatever_the_order(make):
-    assert_whatever_the_order(lambda **options: make(eps=0.1, steps=8, **options))
-
-
-@pytest.mark.parametrize("make", [APGD, TargetedAPGD])
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("eps", [0.0, 1e-3, 8 / 255, 1.0])
-def test_inside_the_ball_and_the_box_in_exact_arithmetic(make, norm, eps):
-    assert_stays_inside(lambda **options: make(steps=12, **options), norm, eps)
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_no_side_effects(norm):
-    assert_no_side_effects(APGD(norm=norm, loss="dlr", steps=25))
-    assert_no_side_effects(TargetedAPGD(norm=norm, steps=4, targets=3))
-
-
-def test_a_broken_network_is_noticed():
-    assert_broken_network_is_noticed(APGD(steps=10))
-    assert_broken_network_is_noticed(TargetedAPGD(steps=10, targets=2))
 
 
 def test_the_l2_worst_case_of_a_linear_network_is_reached():

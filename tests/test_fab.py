@@ -6,13 +6,8 @@ import numpy
 import pytest
 import torch
 from scipy.optimize import linprog
-from test_square import (
+from searches import (
     CLASSES,
-    assert_broken_network_is_noticed,
-    assert_no_side_effects,
-    assert_rows_stand_alone,
-    assert_stays_inside,
-    assert_whatever_the_order,
     attack,
     curved,
     forward,
@@ -177,29 +172,6 @@ def test_a_look_that_finds_nothing_leaves_the_point():
     rows["t"], rows["z"] = rows["t"] + 1, x + 1e-6
     assert torch.equal(forward(search, curved, rows), y)
     assert torch.equal(rows["z"], x + 1e-6)
-
-
-def test_rows_stand_alone():
-    assert_rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4), curved, 30)
-    assert_rows_stand_alone(TargetedFAB(eps=0.1, steps=6, targets=4, restart=1), curved, 30)
-
-
-def test_a_function_of_seed_and_image_whatever_the_order():
-    assert_whatever_the_order(lambda **options: TargetedFAB(eps=0.1, steps=6, targets=4, **options), seeds=False)
-
-
-@pytest.mark.parametrize("eps", [0.0, 1e-3, 8 / 255, 1.0])
-@pytest.mark.parametrize("restart", [0, 1])
-def test_inside_the_ball_and_the_box_in_exact_arithmetic(eps, restart):
-    assert_stays_inside(lambda **options: TargetedFAB(steps=6, restart=restart, **options), "Linf", eps)
-
-
-def test_no_side_effects():
-    assert_no_side_effects(TargetedFAB(steps=4, targets=3, restart=1))
-
-
-def test_a_broken_network_is_noticed():
-    assert_broken_network_is_noticed(TargetedFAB(steps=10, targets=2))
 
 
 def test_a_logit_that_is_not_finite_is_noticed_where_the_gradient_is():

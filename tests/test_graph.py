@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
+from searches import curved, images
 from test_pool import EPS, ROUGHLY, runs
-from test_square import curved, images
 
 from gacd.attacks import fab, graph, pool
 from gacd.attacks.apgd import APGD, TargetedAPGD

@@ -3,7 +3,7 @@
 import inspect
 
 import torch
-from test_square import curved, images
+from searches import curved, images
 
 from gacd.attacks.apgd import APGD, TargetedAPGD
 from gacd.attacks.fab import TargetedFAB

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from searches import curved, images
 from test_attacks import exactly_inside
-from test_square import curved, images
 
 from gacd.attacks.official import Official
 from gacd.errors import InputError

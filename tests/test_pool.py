@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_square import curved, images, need
+from searches import curved, images, need
 from torch.nn import functional as F
 
 from gacd.attacks.apgd import APGD, TargetedAPGD

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_square import assert_stays_inside, curved, images
+from searches import curved, images
 
 from gacd import noise
 from gacd.attacks import fgsm, margin, maximize, pgd
@@ -51,12 +51,6 @@ def test_pgd_equals_a_literal_loop(norm, loss):
             search.step(alone, *ask(search, curved, alone, "gradient"))
         assert torch.allclose(alone["z"][0], z, rtol=0, atol=1e-9)
         assert not torch.equal(alone["z"], rows["z"][i : i + 1])
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("eps", [0.0, 1e-3, 8 / 255, 1.0])
-def test_every_point_that_pgd_asks_about_is_inside(norm, eps):
-    assert_stays_inside(lambda **options: PGD(steps=3, step_size=eps / 2, **options), norm, eps)
 
 
 def test_what_is_not_said():
