@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gacd import methods
 from gacd.data import PUBLISHED, Loader
-from gacd.datasets import Split
+from gacd.readers import Split
 from gacd.device import launch
 from gacd.methods.base import Clock, Method
 from gacd.models import Classifier, build

@@ -9,7 +9,7 @@ import torch
 from gacd import cost, methods, models
 from gacd.cli import main
 from gacd.data import Dataset
-from gacd.datasets import Split
+from gacd.readers import Split
 from gacd.runs import config
 
 # A method with n attack steps, in forwards of the student; r: the teacher's forward. GACD's contrast comes on top.

@@ -12,7 +12,7 @@ from gacd import noise
 from gacd.attacks import fgsm, maximize, pgd
 from gacd.audit import audit
 from gacd.data import Dataset
-from gacd.datasets import Split
+from gacd.readers import Split
 from gacd.errors import InputError
 from gacd.evaluation import evaluate, images_of
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from gacd import noise
 from gacd.data import Dataset, pixels
-from gacd.datasets import Split
+from gacd.readers import Split
 from gacd.evaluation import evaluate
 from gacd.heads import linear, regress, ridge
 from gacd.models import build

@@ -13,7 +13,7 @@ from PIL import Image
 from gacd import checkpoint, records
 from gacd.cli import main
 from gacd.data import load
-from gacd.datasets import PUBLIC
+from gacd.readers import PUBLIC
 from gacd.heads import regress
 from gacd.models import build
 from gacd.probe import features

@@ -243,10 +243,12 @@ def clusters(
 
 
 def paired(t: Seen, s: Seen, y: Tensor) -> Pairs:
+    """Both networks' features of the same images, with labels (N,) and the teacher's probabilities of them."""
     return Pairs(t.features, s.features, y, t.logits.softmax(1).gather(1, y[:, None])[:, 0])
 
 
 def described(net: Network) -> dict[str, Any]:
+    """What analysis.json says of a network: where it came from, and which weights."""
     model = net.opened.model
     about = dict(source=net.source, weights=net.opened.weights, model=results.named(model))
     return about | dict(sha256=checkpoint.digest(model))

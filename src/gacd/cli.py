@@ -30,7 +30,7 @@ COMMANDS = {
 }
 
 HOMES = {"demo": "demo", "report": "report", "analyze": "analysis", "reproduce": "reproduce", "probe": "transfer"}
-HOMES |= {"evaluate": "assess", "verify": "verify", "download": "datasets"}
+HOMES |= {"evaluate": "assess", "verify": "verify", "download": "readers"}
 
 
 def main(argv: list[str] | None = None) -> int:

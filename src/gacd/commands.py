@@ -1,4 +1,4 @@
-"""The commands: their arguments are the command line's options, their docstrings its help."""
+"""Commands: their arguments are options, their docstrings help. `cli.HOMES` says where the other commands are."""
 
 import inspect
 from pathlib import Path

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gacd import noise
-from gacd.datasets import Parts, Split, cifar10, cifar100, digits, folder, place_of, stl10
+from gacd.readers import Parts, Split, cifar10, cifar100, digits, folder, place_of, stl10
 from gacd.errors import InputError, UsageError
 
 DATASETS: dict[str, Callable[[Path], Parts]] = {f.__name__: f for f in (cifar10, cifar100, stl10, digits)}
@@ -28,6 +28,7 @@ class Dataset:
 
     Attributes:
         name: as it was asked for.
+        train, val, test: uint8 images (N,C,H,W) and labels (N,) each.
         classes: the classes' names, by label.
         mean: per channel, of pixels in [0,1].
         std: per channel, likewise.
@@ -65,7 +66,7 @@ def load(
     """Reads a data set into memory.
 
     Args:
-        name: one of DATASETS, or a path to a folder of images (`datasets.folder`).
+        name: one of DATASETS, or a path to a folder of images (`readers.folder`).
         data_dir: where the public sets lie; None: $GACD_DATA, else ./data.
         size: resize the images to so many pixels; None: as they are.
         val_size: images held out from training where the set has no validation part, at most a tenth of them.

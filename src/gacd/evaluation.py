@@ -28,7 +28,7 @@ from gacd.losses import margin_loss
 from gacd.models.folding import attackable
 from gacd.parser import Ratio
 
-STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs
+STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs by default
 DOUBTFUL = {"cpu": 8, "cuda": 64}  # rows at most for images attacked once more in float32: one or two of a hundred
 
 
@@ -71,6 +71,10 @@ def evaluate(
 
     Returns:
         An `Evaluation`.
+
+    Raises:
+        NotFinite: logits or gradients that are NaN or infinite.
+        InputError: a wrong value, a network that is no classifier of such images, or too few classes.
     """
     eps = float(Ratio(RADII.get(norm, 0.0) if eps is None else eps))
     step_size = eps / 4 if step_size is None else step_size
@@ -180,6 +184,7 @@ class Evaluation:
         return torch.stack(list(self.correct.values())).all(0)
 
     def accuracy(self, name: str) -> float:
+        """The share of all images, in [0,1], that are right under "natural" or an attack alone."""
         return float(self.correct[name].double().mean())
 
     def union(self) -> "Evaluation":

@@ -1,7 +1,7 @@
-"""The report's figures, for screen and print; the only importer of matplotlib.
+"""The report's figures, for screen and print.
 
-Every function takes all runs, in the report's order, so that a run has one colour throughout; `svg` and `png` turn the
-figure into something to keep.
+`scatter` and `curves` take all runs, in the report's order, so that a run has one colour throughout; `svg` and `png`
+turn the figure into something to keep.
 """
 
 import html

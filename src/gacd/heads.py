@@ -15,7 +15,10 @@ Draw = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # weight (K,D), bias (K,
 
 
 def regress(f: Tensor, y: Tensor, num_classes: int, weight_decay: float, start: nn.Linear | None = None) -> nn.Linear:
-    """Softmax regression by L-BFGS: f (N,D), y (N,) -> nn.Linear(D, num_classes)."""
+    """Softmax regression by L-BFGS: f (N,D), y (N,) -> nn.Linear(D, num_classes).
+
+    It minimises the mean cross-entropy + weight_decay / 2 * the squared norm of the weights; the bias is free.
+    """
     if start is None:
         start = linear(torch.zeros(num_classes, f.shape[1]), torch.zeros(num_classes))
     head = copy.deepcopy(start).requires_grad_()

@@ -26,9 +26,12 @@ class Journal:
     """Verdicts by attack and stage; one file each time some are noted.
 
     Args:
-        folder: where its own lies, locked inside `with` and, if `settled`, deleted at its end; None keeps nothing.
+        folder: where its own lies, locked inside `with` and, if settled, deleted at its end; None keeps nothing.
         key: whatever a verdict depends on; another key is another journal.
         keep: images at positions from here on are not kept, only their verdicts.
+
+    Attributes:
+        settled: whether its verdicts are done with at the end; may be set to False inside `with`.
     """
 
     def __init__(self, folder: Path | None = None, key: dict[str, Any] | None = None, *, keep: int = KEPT):

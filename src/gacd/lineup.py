@@ -63,8 +63,8 @@ def networks(
     name = short_names([teacher, *runs, host])
     found = {run: Network(name[run], run, student) for run, student in students.items()}
     guided = found.get(teacher) or Network(name[teacher], teacher, guide)
-    known = {teacher: guided} | found
-    return list(found.values()), guided, known.get(host) or Network(name[host], host, opened(host))
+    there = {teacher: guided} | found
+    return list(found.values()), guided, there.get(host) or Network(name[host], host, opened(host))
 
 
 def taught(run: Path | None) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ class Parser:
         ]
         self.parser.usage = " ".join([self.parser.prog, *words, "[options]"])
         try:
-            words = [self._dashed(recipe(word, before)) for before, word in zip(["", *argv], argv, strict=False)]
+            words = [self._dashed(config_path(word, before)) for before, word in zip(["", *argv], argv, strict=False)]
             values = self.parser.parse_args(words)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise self._plainly(" ".join(str(error).split()), argv) from None
@@ -147,7 +147,7 @@ def _said(default: Any) -> str:
     return f" (default: {' '.join(shown)})"
 
 
-def recipe(word: str, before: str) -> str:
+def config_path(word: str, before: str) -> str:
     """After --config, the path of a published recipe's name."""
     name = word.removeprefix("--config=") if word.startswith("--config=") else word if before == "--config" else ""
     packaged = CONFIGS / f"{name}.yaml"

@@ -1,4 +1,4 @@
-"""Linear heads on frozen features: the classifier that the paper's row "GACD" needs, and its transfer (Table 4)."""
+"""Linear heads on frozen features: the classifier that the paper's row "GACD" needs, and those of Table 4."""
 
 import copy
 import math

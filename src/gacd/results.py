@@ -14,7 +14,7 @@ from torch import nn
 
 from gacd import checkpoint, locks
 from gacd.audit import Audit, Finding
-from gacd.datasets import Split
+from gacd.readers import Split
 from gacd.device import describe
 from gacd.errors import InputError
 from gacd.evaluation import Evaluation, interval

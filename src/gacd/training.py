@@ -69,6 +69,12 @@ def fit(
 
     Returns:
         The last validation's row, with the best one's under "best".
+
+    Raises:
+        Diverged: the loss or a gradient is not finite.
+        Stopped: by a signal, after a checkpoint.
+        UsageError: a number without a meaning.
+        InputError: checkpoints of another training.
     """
     loader = Loader(
         data.train,

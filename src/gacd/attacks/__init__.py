@@ -1,4 +1,4 @@
-"""Attacks for evaluation: functions (model, x, y, *, norm, eps, step_size, steps, seed, index) -> x_adv."""
+"""Attacks for code of one's own: functions (model, x, y, *, norm, eps, step_size, steps, seed, index) -> x_adv."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The attack loop, written once: every inner maximisation and every gradient attack is an objective and a start."""
+"""The attack loop of training, written once: an inner maximisation is an objective and a start; and balls."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -88,7 +88,7 @@ def projection(x: Tensor, eps: float, norm: str) -> Callable[[Tensor], Tensor]:
 
 
 def steepest(gradient: Tensor, norm: str) -> Tensor:
-    """The unit step; NaN where the gradient is not finite, lest a broken network look robust."""
+    """The unit step along a gradient, (B,C,H,W); NaN where it is not finite, lest a broken network look robust."""
     if norm == "Linf":
         return torch.where(gradient.isfinite(), gradient.sign(), torch.nan)
     exact = gradient.double()  # squares of small float32 gradients vanish

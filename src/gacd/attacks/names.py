@@ -58,6 +58,7 @@ def parse_attack(name: str) -> Named:
 
 
 def examples() -> str:
+    """Names that an error can offer."""
     return ", ".join([*(f"{family}20" for family in LOSSES), "margin20x5", "fgsm", *MAKERS, "cascade"])
 
 

@@ -208,7 +208,7 @@ def ask(
 
 
 def uniform_in_ball(x: Tensor, norm: str, eps: float, key: int, index: Tensor) -> Tensor:
-    """Uniform on each image's ball, (B,C,H,W), not yet in the box."""
+    """Uniform on the ball of each image (B,C,H,W), not yet in the box, by a key of `noise.key` and numbers (B,)."""
     shape = tuple(x.shape[1:])
     if norm == "Linf":
         return x + eps * (2 * noise.uniform(key, index, shape).to(x.dtype) - 1)

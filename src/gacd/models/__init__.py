@@ -26,6 +26,9 @@ def build(
         num_classes: from 1 to 100,000.
         mean: per channel, of pixels in [0,1]; its length is the number of channels.
         std: likewise.
+
+    Raises:
+        InputError: no such network, or numbers out of range.
     """
     if not 1 <= num_classes <= 100_000:
         raise InputError("the number of classes must be from 1 to 100000", num_classes)

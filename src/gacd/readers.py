@@ -1,6 +1,6 @@
 """Readers, from a folder to labelled images, and the download of the public sets.
 
-A reader returns the parts it finds ("train" always, "val" and "test" where there are any) and the classes' names.
+A reader returns the parts it finds ("train", "val" and "test", where there are any) and the classes' names.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gacd.cli import main
 from gacd.data import load
-from gacd.datasets import PUBLIC, download
+from gacd.readers import PUBLIC, download
 from gacd.errors import InputError
 
 
