@@ -30,11 +30,11 @@ from gacd.attacks.graph import captured
 from gacd.attacks.official import Official
 from gacd.attacks.search import PGD, ask, begin
 from gacd.cost import Operations
-from gacd.readers import Split
 from gacd.device import exactly, fast_bfloat16, keep_freed_memory
 from gacd.evaluation import evaluate
 from gacd.models import build
 from gacd.models.folding import attackable
+from gacd.readers import Split
 
 TEACHER = "results/small/cifar10/resnet20/teacher.safetensors"
 EPS = 8 / 255

@@ -26,10 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gacd import methods
 from gacd.data import PUBLISHED, Loader
-from gacd.readers import Split
 from gacd.device import launch
 from gacd.methods.base import Clock, Method
 from gacd.models import Classifier, build
+from gacd.readers import Split
 from gacd.results import provenance
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}

@@ -6,8 +6,8 @@ import torch
 
 from gacd import noise
 from gacd.data import Loader, crop, hold_out, load, resize, statistics
-from gacd.readers import Split
 from gacd.errors import InputError
+from gacd.readers import Split
 
 REAL = pytest.mark.skipif("GACD_DATA" not in os.environ, reason="GACD_DATA does not say where CIFAR lies")
 

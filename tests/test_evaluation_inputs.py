@@ -12,9 +12,9 @@ from gacd import noise
 from gacd.attacks import fgsm, maximize, pgd
 from gacd.audit import audit
 from gacd.data import Dataset
-from gacd.readers import Split
 from gacd.errors import InputError
 from gacd.evaluation import evaluate, images_of
+from gacd.readers import Split
 
 
 def test_data_in_any_form_is_the_same():

@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 from gacd import noise
 from gacd.data import Dataset, pixels
-from gacd.readers import Split
 from gacd.evaluation import evaluate
 from gacd.heads import linear, regress, ridge
 from gacd.models import build
 from gacd.probe import attacked, features, probe, with_head, with_ridge_head
+from gacd.readers import Split
 
 K = 3
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from gacd.cli import main
 from gacd.data import load
-from gacd.readers import PUBLIC, download
 from gacd.errors import InputError
+from gacd.readers import PUBLIC, download
 
 
 def publish(monkeypatch, root, name, files):

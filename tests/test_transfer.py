@@ -13,10 +13,10 @@ from PIL import Image
 from gacd import checkpoint, records
 from gacd.cli import main
 from gacd.data import load
-from gacd.readers import PUBLIC
 from gacd.heads import regress
 from gacd.models import build
 from gacd.probe import features
+from gacd.readers import PUBLIC
 
 QUICK = "--model resnet8-x0.25 --batch-size 400 --precision 32 --val-steps 0 --epochs 1"
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gacd import noise
-from gacd.readers import Parts, Split, cifar10, cifar100, digits, folder, place_of, stl10
 from gacd.errors import InputError, UsageError
+from gacd.readers import Parts, Split, cifar10, cifar100, digits, folder, place_of, stl10
 
 DATASETS: dict[str, Callable[[Path], Parts]] = {f.__name__: f for f in (cifar10, cifar100, stl10, digits)}
 AUGMENTATIONS = ("none", "crop", "flip", "crop-flip")

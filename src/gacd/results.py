@@ -14,11 +14,11 @@ from torch import nn
 
 from gacd import checkpoint, locks
 from gacd.audit import Audit, Finding
-from gacd.readers import Split
 from gacd.device import describe
 from gacd.errors import InputError
 from gacd.evaluation import Evaluation, interval
 from gacd.parser import Ratio, exact
+from gacd.readers import Split
 
 SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "seed", "chunk", "search")
 

@@ -21,11 +21,11 @@ from gacd import checkpoint
 from gacd import data as datasets
 from gacd.attacks.loop import check_threat, inside
 from gacd.attacks.names import parse_attack
-from gacd.readers import Split
 from gacd.errors import InputError, Invalid
 from gacd.evaluation import Evaluation
 from gacd.journal import Beaten
 from gacd.parser import Ratio, exact
+from gacd.readers import Split
 from gacd.results import fingerprint, in_full
 
 FORMAT = 1
