@@ -120,6 +120,19 @@ def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, fi
     assert len(json.loads((run / "results.json").read_text())["results"]) == 4
 
 
+def test_what_was_judged_at_other_radii_outlives_it_too(run, find, monkeypatch):
+    def audits_find(*_, eps, **__):
+        return Audit([Finding("black box", *(("invalid", FAILED) if eps == 0.2 else ("passed", "")))])
+
+    monkeypatch.setattr("gacd.assess.audit", audits_find)
+    argv = [*ARGV, "--eps", "0.1", "0.2"]
+    assert main(argv) == 4
+    assert len(list(run.glob(".evaluation-*/000000-0.pt"))) == 2
+    find("passed")
+    assert main(argv) == 0
+    assert not list(run.glob(".evaluation-*"))
+
+
 def test_an_attack_that_others_beside_it_beat_by_far_is_suspect_in_its_own_entry(run, find, capsys):
     """Whether its loss is blinded, as cross-entropy's by large logits, or its steps are too few."""
     argv = ["evaluate", "t", "--n", "60", "--precision", "32", "--eps", "0.1", "--attacks", "fgsm"]

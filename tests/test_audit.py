@@ -226,13 +226,15 @@ def test_a_single_step_is_no_measure_of_robustness(sound, images):
         assert finding(result, "one step").outcome == outcome
 
 
-def test_one_step_that_is_known_is_not_made_again(sound, images, monkeypatch):
+def test_one_step_is_made_by_the_audit_itself_whatever_the_headline_s_found(sound, images):
+    """The evaluation's attacks may have gone through a folded network that hides its gradient."""
     x, y = images
     right = sound(x).argmax(1) == y
-    beaten = right & (torch.arange(60) < 20)
-    monkeypatch.setattr("gacd.audits.attack.FGSM", None)
-    result = audit(sound, x, y, eps=EPS, correct=dict(natural=right, pgd20=right, fgsm=right & ~beaten))
-    assert finding(result, "one step").says.startswith(f"one step (FGSM) breaks {int(beaten.sum())} of")
+    assert int(right.sum()) > 30
+    for fgsm, says in ((right, "one step (FGSM) breaks "), (~right & right, f"breaks {int(right.sum())} of the")):
+        blind = dict(natural=right, pgd20=right, margin20=right, fgsm=fgsm)
+        found = finding(audit(sound, x, y, eps=0.3, correct=blind), "one step")
+        assert found.outcome == "suspect" and says in found.says
 
 
 def test_nan_contradicts_every_verdict(sound, images):

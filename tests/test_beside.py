@@ -54,7 +54,19 @@ def test_a_mean_is_of_runs_on_the_same_images(tmp_path):
     assert [cell.whole for cell in cells[1:4]] == ["80.00 ± 0.00", "31.00 ± 1.41", "2 of 4 on the same images"]
 
 
+def test_a_row_s_older_runs_stay_whatever_other_rows_are_of(tmp_path):
+    """Of these it is not known which images they were evaluated on."""
+    for name, share, of in (("a-0", 0.3, {}), ("a-1", 0.5, dict(data_sha256="h")), ("b", 0.2, dict(data_sha256="g"))):
+        make(tmp_path, name, [entry("natural", 0.8, **of), entry("pgd20", share, "8/255", **of)])
+    a, _ = lines_of([Row("x", "A", [tmp_path / "a-0", tmp_path / "a-1"]), Row("x", "B", [tmp_path / "b"])])
+    assert a.mean("pgd20").mean == 0.4
+
+
 def test_a_number_that_an_audit_doubts_says_so():
+    swept = [measured(cell, natural=0.6, pgd20=0.3) for cell in ("k/16", "k/64")]
+    assert [line.get_linestyle() for line in drawn("figure2", swept)["-k"].axes[0].lines] == ["-", "-"]
+    swept[0].measured[0]["pgd20"] = swept[0].measured[0]["pgd20"]._replace(row=dict(verdict="SUSPECT"))
+    assert [line.get_linestyle() for line in drawn("figure2", swept)["-k"].axes[0].lines] == ["-", "--"]
     line = measured("ARD", natural=0.5, worst=0.2)
     line.measured[0]["worst"] = line.measured[0]["worst"]._replace(row=dict(verdict="SUSPECT"))
     assert [cell.note for cell in beside("claim", [line]).rows[0][:3]] == ["", "", "unverified"]

@@ -95,7 +95,7 @@ VIOLATIONS = {  # what is replaced in MINE, by what, and what the contract says 
     "noise by the place in the batch": (
         "self.noise(x, index,",
         "self.noise(x, torch.arange(len(x)),",
-        "randomness: an image's attack depends on its place",
+        "randomness: noise is drawn by something else than",
     ),
     "raises": (
         "        soft =",

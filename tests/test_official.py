@@ -81,7 +81,11 @@ def test_gradients_of_the_network_are_left_as_they_were(asked):
         with suppress(ValueError):
             Official(norm="Linf", **THREAT).attack(model, images(2), torch.arange(2))
         assert [p.grad for p in model.parameters()] == [None, None]
-        assert [p.requires_grad for p in model.parameters()] == [True, False]
+        model.weight.grad = before = torch.ones(3, 4)
+        with suppress(ValueError):
+            Official(norm="Linf", **THREAT).attack(model, images(2), torch.arange(2))
+        assert model.weight.grad is before and bool((before == 1).all())
+        model.weight.grad = None
 
 
 def test_evaluate_gives_it_the_images_still_right_in_chunks_and_the_network_uncompiled(asked, monkeypatch):

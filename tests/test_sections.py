@@ -138,8 +138,8 @@ def test_what_is_hidden_chooses_no_radius(tmp_path):
 
 
 def test_restarts_are_no_steps():
-    assert [family_of(name) for name in ("pgd20", "pgd20x5", "apgd-ce100", "cascade", "7")] == [
-        ("pgd", 20), ("pgd20x5", 0), ("apgd-ce", 100), ("cascade", 0), ("", 7),
+    assert [family_of(name) for name in ("pgd20", "pgd20x5", "pgdx5", "apgd-ce100", "cascade", "7")] == [
+        ("pgd", 20), ("pgd20x5", 0), ("pgdx5", 0), ("apgd-ce", 100), ("cascade", 0), ("", 7),
     ]  # fmt: skip
 
 

@@ -144,6 +144,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     found: list[Audit] = []
     packs: list[Path] = []
+    made: list[Journal] = []
     seconds: dict[str, float] = {}
     images_in_all = len(split) * (len(attacks) + 1) * len(eps)
     with (
@@ -161,6 +162,7 @@ def evaluate(
         for radius in eps:
             threat: dict[str, Any] = dict(norm=norm, eps=radius, step_size=step_size, chunk=chunk, seed=seed)
             journal = journals.enter_context(Journal(folder, origin | threat | known, keep=keep))
+            made.append(journal)
             result = _together(
                 measure,
                 model,
@@ -180,7 +182,6 @@ def evaluate(
                 beaten = journal.witnesses()
                 shown = dict(threat, fresh=fresh, teacher=guide, full=audits == "full")
                 found.append(_audited(model, split, result, beaten, **shown))
-                journal.settled = not found[-1].unfinished
                 if result and found[-1].exit_code < 4:
                     new = _entered(where, result, origin | code, found[-1], audits, model)
                     rows += new[1:] if rows else new  # the natural images are the same at every radius
@@ -190,6 +191,8 @@ def evaluate(
                         packs.append(where / witness.file_name(norm, radius, journal.name))
                         told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
                         witness.write(packs[-1], kept, result, beaten, **told)
+        for journal in made:
+            journal.settled = not any(audited.unfinished for audited in found)
     if not first:
         return
     if result and result.classes > images.num_classes:

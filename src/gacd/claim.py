@@ -43,7 +43,7 @@ def claims(sections: Sequence[Section]) -> str:
 
 
 def _claimed(section: Section, run: Run) -> list[Section]:
-    tried = {(m.data, m.norm, m.eps) for m in section.of(run) if m.attack == OFFICIAL}
+    tried = {(m.data, m.norm, m.eps) for m in section.shown(run) if m.attack == OFFICIAL}
     return [section.at((norm, eps)) for data, norm, eps in BOARDS if (data, norm, eps) in tried] or [section]
 
 

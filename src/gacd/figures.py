@@ -133,10 +133,10 @@ def pictures(x: np.ndarray, attacked: Mapping[str, Picture]) -> Figure:
         figure = Figure(figsize=(0.9 * columns + 1.7, 0.95 * rows + 0.25 * len(attacked)))
         grid = figure.subplots(rows, columns, squeeze=False)
         _row(grid[0], x, "original")
-        for i, (name, picture) in enumerate(attacked.items()):
+        for i, (name, picture) in enumerate(zip(shortened(list(attacked)), attacked.values(), strict=True)):
             change = picture.x_adv - x
             _row(grid[1 + 2 * i], 0.5 + change / max(2 * abs(change).max(), 1e-9), "perturbation")
-            _row(grid[2 + 2 * i], picture.x_adv, short(name))
+            _row(grid[2 + 2 * i], picture.x_adv, name)
             for axes, before, after in zip(grid[2 + 2 * i], picture.before, picture.after, strict=True):
                 changed = before != after
                 label = f"{short(before, 9)} → {short(after, 9)}" if changed else short(after, 18)

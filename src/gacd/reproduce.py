@@ -123,6 +123,8 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
         shown = [[(part.data, line) for part in parts if (line := part.line(run))] for run in evaluated]
         found = [of_run[0] for of_run in shown if of_run]
         images = [(data, line.n, line.images) for data, line in found]
+        if len({sha256 for *_, sha256 in images} - {None}) < 2:  # of older entries it is not known
+            images = [(data, n, None) for data, n, _ in images]
         most = max(images, key=images.count, default=None)
         alike = [_measured(line) for (_, line), same in zip(found, images, strict=True) if same == most]
         finished = [path for path in row.runs if story(path).get("seconds") is not None]  # others have planned it only
@@ -184,6 +186,7 @@ def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
     if not all(matches):
         points = {line.cell: mean_point([_point(measured, attack) for measured in line.measured]) for line in shown}
         return {"": figures.scatter(points, "worst case" if attack == "worst" else attack)} if points else {}
+    doubted = {attack for line in shown for m in line.measured for attack in m if m[attack].suspect}
     swept: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line, match in zip(shown, matches, strict=True):
         for kind in line.measured[0]:
@@ -192,7 +195,7 @@ def drawn(name: str, lines: Sequence[Line]) -> dict[str, figures.Figure]:
                 curve.append((float(match[2]), found.mean))  # type: ignore[index]
     return {
         f"-{parameter}": figures.curves(
-            {a: sorted(c) for a, c in curves.items()}, parameter, "accuracy", whole=False, log=True
+            {a: sorted(c) for a, c in curves.items()}, parameter, "accuracy", whole=False, log=True, dashed=doubted
         )
         for parameter, curves in swept.items()
     }

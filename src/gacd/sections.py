@@ -35,7 +35,7 @@ class Section:
     def threat(self) -> tuple[str, Ratio] | None:
         """(norm, eps) of most runs; among equals the one trained with, then 8/255."""
         tried = Counter(
-            t for run in self.runs for t in {(m.norm, m.eps) for m in self._shown(run) if m.attack != "natural"}
+            t for run in self.runs for t in {(m.norm, m.eps) for m in self.shown(run) if m.attack != "natural"}
         )
         trained = Counter(str(run.options.get("eps")) for run in self.runs)
         return max(tried, key=lambda t: (tried[t], trained[str(t[1])], t[1] == 8 / 255, -t[1]), default=None)
@@ -108,12 +108,13 @@ class Section:
 
     def doubted(self, run: Run) -> bool:
         """Whether any number that is shown of a run is in doubt."""
-        return any(m.suspect for m in self._shown(run))
+        return any(m.suspect for m in self.shown(run))
 
     def _counts(self, run: Run) -> list[int]:
         return sorted({m.n for m in self.of(run)}, reverse=True)
 
-    def _shown(self, run: Run) -> list[Measured]:
+    def shown(self, run: Run) -> list[Measured]:
+        """What was measured of a run, of as many images as there are those evaluated last."""
         return [m for n in self._counts(run) for m in self._same(run, n)]
 
     def _same(self, run: Run, n: int) -> list[Measured]:
@@ -154,4 +155,4 @@ def decimals(n: int) -> int:
 def family_of(attack: str) -> tuple[str, int]:
     """ "pgd20" -> ("pgd", 20); 0 steps where the name has no number, or one of restarts, as in "pgd20x5"."""
     match = re.fullmatch(r"(.*?)(\d{1,9})", attack, re.DOTALL)
-    return (match[1], int(match[2])) if match and not re.search(r"\dx\d+$", attack) else (attack, 0)
+    return (match[1], int(match[2])) if match and not re.search(r"x\d+$", attack) else (attack, 0)

@@ -51,11 +51,11 @@ class Official(Search):
         x = x.contiguous()  # it views rows
         devices = [x.device] if x.is_cuda else []
         python, legacy = random.getstate(), numpy.random.get_state()
-        wanted = [p for p in model.parameters() if p.requires_grad]  # it calls backward, which would add to their .grad
+        kept = [(p, p.grad) for p in model.parameters()]  # it calls backward, which adds to them
         with torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                model.requires_grad_(False)
+                model.zero_grad(set_to_none=True)
                 judge = self.package().AutoAttack(
                     model, norm=self.norm, eps=self.eps, seed=self.seed + self.restart, device=x.device
                 )
@@ -64,6 +64,6 @@ class Official(Search):
             finally:
                 random.setstate(python)
                 numpy.random.set_state(legacy)
-                for p in wanted:
-                    p.requires_grad_()
+                for p, gradient in kept:
+                    p.grad = gradient
         return projection(x, self.eps, self.norm)(x_adv[0])
