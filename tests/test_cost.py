@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 
 import pytest
 import torch
@@ -80,6 +81,9 @@ def test_equal_cost_over_a_chain(tmp_path, monkeypatch, capsys):
     assert config(tmp_path / "b")["milestones"] == [5, 8]
     assert read["a"]["seconds"] >= 0
     assert read["a"]["starts"][0]["versions"]["torch"] == torch.__version__
+    shutil.rmtree("a/checkpoints")  # as in what others committed: a training anew owes nothing to that one
+    assert main(["train", "pgdat", "--data", "digits", "--epochs", "6", "--steps", "1", *QUICK, "--out", "a"]) == 0
+    assert len(json.loads((tmp_path / "a" / "run.json").read_text())["starts"]) == 1
     assert main(["train", "standard", "--init", "b", "--cost-of", "a", "--out", "c"]) == 1
     assert "nothing is left of the cost of a" in capsys.readouterr().err
     assert main(["train", "standard", "--data", "digits", "--epochs", "3", *QUICK, "--out", "d"]) == 0

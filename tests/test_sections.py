@@ -143,9 +143,10 @@ def test_restarts_are_no_steps():
     ]  # fmt: skip
 
 
-def test_curves_of_a_run_in_doubt_are_dashed(tmp_path):
+def test_curves_with_a_number_in_doubt_are_dashed(tmp_path):
     sure = [entry("natural", 0.9), entry("pgd20", 0.6, "4/255"), entry("pgd20", 0.5, "8/255")]
     make(tmp_path, "sure", sure)
+    make(tmp_path, "beside", [*sure, entry("margin20", 0.6, "8/255", verdict="SUSPECT", doubts=["x"])])
     assert "stroke-dasharray" not in page(tmp_path)[0]
     make(tmp_path, "masked", [*sure[:2], entry("pgd20", 0.85, "8/255", verdict="SUSPECT", doubts=["x"])])
     assert "stroke-dasharray" in page(tmp_path)[0]

@@ -166,14 +166,17 @@ def _drawn(section: Section, groups: Sequence[Group], images: int, name: str) ->
     norm, eps = section.threat
     runs = {group.name: [line.run for line in group.alike(section)] for group in groups}
     points = {name: mean_point([_point(section.line(run)) for run in of]) for name, of in runs.items()}
-    doubted = [name for name, of in runs.items() if any(map(section.doubted, of))]
+
+    def doubted(attacks: list[str]) -> list[str]:
+        return [name for name, of in runs.items() if any(section.doubted(run, attacks) for run in of)]
+
     attack = "pgd20" if "pgd20" in section.attacks else [*section.attacks, "worst"][0]
     lines = {name: mean_line([section.robust(run, attack) for run in of]) for name, of in runs.items()}
     drawn: dict[str, Markup | str] = dict(attack=attack)
     if any(points.values()):
         drawn["scatter"] = _svg(figures.scatter(points, f"{norm} {eps}"), f"{name}a", "robust by natural accuracy")
     if any(len(line) > 2 for line in lines.values()):
-        figure = figures.curves(lines, f"eps, {norm}", f"accuracy, {attack}", dashed=doubted)
+        figure = figures.curves(lines, f"eps, {norm}", f"accuracy, {attack}", dashed=doubted([attack]))
         drawn["curve"] = _svg(figure, f"{name}b", "accuracy by eps")
     families = dict.fromkeys(family_of(name)[0] for name in section.attacks)
     stepped = {
@@ -183,7 +186,8 @@ def _drawn(section: Section, groups: Sequence[Group], images: int, name: str) ->
     family = max(families, key=lambda name: max(map(len, stepped[name].values())), default="")
     if family and max(map(len, stepped[family].values())) > 1:
         axes = f"steps of {family}", f"accuracy, {norm} {eps}"
-        figure = figures.curves(stepped[family], *axes, log=True, dashed=doubted)
+        own = [name for name in section.attacks if family_of(name)[0] == family]
+        figure = figures.curves(stepped[family], *axes, log=True, dashed=doubted(own))
         drawn |= dict(family=family, steps=_svg(figure, f"{name}d", "accuracy by steps"))
     if images:
         try:

@@ -212,7 +212,8 @@ def began(
     if ranks.rank() == 0:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         start = dict(time=now, precision=precision, **provenance(device))
-        starts = [*story(out).get("starts", []), start]
+        resumed = any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt"))
+        starts = [*(story(out).get("starts", []) if resumed else []), start]
         before = [] if init is None else story(run_of(init)).get("stages")
         before = before if isinstance(before, list) else [{}]  # nobody knows
         _tell(out, dict(format=1, stages=[*before, stage], cost=cost, starts=starts))

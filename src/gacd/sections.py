@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -106,9 +107,9 @@ class Section:
                 found[steps] = min(m.accuracy, found.get(steps, 1.0))
         return sorted(found.items())
 
-    def doubted(self, run: Run) -> bool:
-        """Whether any number that is shown of a run is in doubt."""
-        return any(m.suspect for m in self.shown(run))
+    def doubted(self, run: Run, attacks: Collection[str]) -> bool:
+        """Whether a number that is shown of a run under some attacks is in doubt, at any radius."""
+        return any(m.suspect for m in self.shown(run) if m.attack in attacks)
 
     def _counts(self, run: Run) -> list[int]:
         return sorted({m.n for m in self.of(run)}, reverse=True)
