@@ -174,6 +174,26 @@ def found_by(about, tensors, draw):
     tensors["found_by"][draw(len(tensors["beaten"]))] = (0, 4, -1)[draw(3)]
 
 
+def credit(about, tensors, draw):
+    """A later attack's witness called an earlier one's, which then left its image wrong; or the other way round."""
+    later = (tensors["found_by"] < 3).nonzero()[:, 0]
+    tensors["found_by"][later[draw(len(later))]] = 3
+
+
+def attack_name(about, tensors, draw):
+    """A stronger attack's name before the threat of the one that was run."""
+    row = draw(3)
+    old, new = about["attacks"][row], ("pgd1000x10", "autoattack", "cascade", "apgd-t")[draw(4)]
+    about["attacks"][row] = new
+    for key in ("threats", "correct", "accuracy"):
+        about[key] = {new if name == old else name: value for name, value in about[key].items()}
+
+
+def steps(about, tensors, draw):
+    name = about["attacks"][draw(3)]
+    about["threats"][name] |= (dict(steps=1000), dict(restarts=10), dict(step_size="x"), dict(steps="4"))[draw(4)]
+
+
 def digest(about, tensors, draw):
     about["weights_sha256"] = f"{draw(2**40):064x}"
 
@@ -228,4 +248,5 @@ FILES = {flipped: 20, truncated: 10, lengthened: 2, bare: 2, other_content: 3}
 CONTENTS = {label: 5, label_outside: 3, label_and_fingerprint: 4, pixel_and_fingerprint: 3, position: 4, duplicate: 4}
 CONTENTS |= {out_of_the_ball: 8, out_of_the_box: 4, not_a_number: 4, radius: 4, radius_everywhere: 4, norm: 3}
 CONTENTS |= {natural_for_witness: 6, no_witness: 3, accuracy: 4, count: 3, verdict_natural: 3, verdict: 3, found_by: 3}
+CONTENTS |= {credit: 3, attack_name: 6, steps: 6}
 CONTENTS |= {picked: 4, digest: 2, dtype: 5, shape: 6, tensor_names: 4, missing: 6, hostile: 17}

@@ -67,7 +67,7 @@ def test_order_shards_and_a_second_time_are_equal_to_the_bit(small, precision):
 @pytest.mark.parametrize("name", ["fgsm", "pgd10", "apgd-ce10", "apgd-t5", "fab-t5", "square60"])
 def test_a_replayed_search_finds_the_same_bits(small, monkeypatch, name, precision):
     model, x, y = small
-    (search,), _ = searches(name, norm="Linf", eps=EPS, step_size=EPS / 4, seed=0, classes=3)
+    (search,) = searches(name, norm="Linf", eps=EPS, step_size=EPS / 4, seed=0, classes=3)
     replayed, found = [], []
 
     def noted(turn, rows):

@@ -138,6 +138,7 @@ def evaluate(
     keep = max(witnesses, MOST)
     known = dict(attacks=attacks, device=fabric.device.type, versions=code["versions"], keep=keep)
     known |= dict(code=fabric.broadcast(code_of_all()))
+    untouched = _untouched(model, split, chunk) if first else []
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=results.named(model), device=fabric.device.type)
@@ -182,6 +183,7 @@ def evaluate(
                 beaten = journal.witnesses()
                 shown = dict(threat, fresh=fresh, teacher=guide, full=audits == "full")
                 found.append(_audited(model, split, result, beaten, **shown))
+                found[-1].findings[: len(untouched)] = untouched
                 if result and found[-1].exit_code < 4:
                     new = _entered(where, result, origin | code, found[-1], audits, model)
                     rows += new[1:] if rows else new  # the natural images are the same at every radius
@@ -219,6 +221,12 @@ def _teacher(source: str, images: Dataset) -> nn.Module:
     if (classes := check_network(model, x, f"the teacher {source}")) != images.num_classes:
         raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source)
     return model
+
+
+def _untouched(model: nn.Module, split: Split, chunk: int) -> list[Finding]:
+    """The first audit's finding if it is against a network that nothing has run yet: some effects come only once."""
+    x = datasets.pixels(split.images[: min(chunk, MOST)])
+    return audit(model, x, split.labels[: len(x)], chunk=chunk, only=["mode and side effects"]).troubles
 
 
 def _audited(model: nn.Module, split: Split, result: Evaluation | None, beaten: Beaten, **options: Any) -> Audit:
@@ -279,8 +287,7 @@ def _together(measure: Callable[..., Evaluation], *args: Any, **options: Any) ->
 
 def _tried(split: Split, beaten: Beaten) -> tuple[Tensor, Tensor]:
     """The first images (m,C,H,W) in [0,1], and the same with those that were beaten replaced by what beat them."""
-    x = split.images[:MOST]
-    x = datasets.pixels(x) if x.dtype == torch.uint8 else x
+    x = datasets.pixels(split.images[:MOST])
     x_adv = x.clone()
     positions, images, _ = beaten
     near = positions < len(x)

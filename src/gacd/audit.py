@@ -5,7 +5,7 @@ Zimmermann et al. (2022); the true gradient's check is our own.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -45,6 +45,7 @@ def audit(
     teacher: nn.Module | None = None,
     full: bool = False,
     noises: int = 10_000,
+    only: Collection[str] | None = None,
 ) -> "Audit":
     """Looks for what makes robust accuracy wrong; the first 1000 images are enough.
 
@@ -63,6 +64,7 @@ def audit(
         teacher: a network from which attacks are transferred.
         full: also the audits that cost more than a PGD-20 pass each.
         noises: random points tried for each of at most 100 images.
+        only: names of the audits that are wanted, as in `QUICK` and `FULL`; all if absent.
 
     Returns:
         An `Audit`: what each audit found, and the verdict.
@@ -102,7 +104,8 @@ def audit(
     modes = [module.training for module in model.modules()]
     with torch.enable_grad(), exactly(), lay_out(model, case.x):
         for name, kind in (QUICK | (FULL if full else {})).items():
-            result.findings.append(_finding(name, kind, case))
+            if only is None or name in only:
+                result.findings.append(_finding(name, kind, case))
     for module, training in zip(model.modules(), modes, strict=False):
         module.training = training  # a forward of its own may have changed it: that was said above
     result.seconds, result.n = time.perf_counter() - began, n

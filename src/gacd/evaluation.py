@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gacd import data as datasets
 from gacd import ranks
 from gacd.attacks.loop import RADII, check_threat
-from gacd.attacks.names import parse_attack, searches
+from gacd.attacks.names import parse_attack, searches, written
 from gacd.attacks.official import Official
 from gacd.classifier import check_network, device_of, lay_out
 from gacd.device import exactly
@@ -111,8 +111,9 @@ def evaluate(
         result.record("natural", correct, began)
         margin = margin_loss(natural, y)
         attack = partial(attacked, model, quick, fetch=fetch)
-        threat: dict[str, Any] = dict(norm=norm, eps=eps, step_size=step_size, seed=seed, classes=logits.shape[1])
-        for name, (stages, written) in {name: searches(name, **threat) for name in names}.items():
+        threat: dict[str, Any] = dict(norm=norm, eps=eps, step_size=step_size)
+        drawn = dict[str, Any](seed=seed, classes=logits.shape[1])
+        for name, stages in {name: searches(name, **threat, **drawn) for name in names}.items():
             began = time.perf_counter()
             robust, judged, told, recalled = correct.clone(), 0, 0, False
             for block in mine.split(len(mine) if len(stages) == 1 else 8 * chunk):
@@ -137,7 +138,7 @@ def evaluate(
                 judged += len(block)
                 done(judged - told)
                 told = judged
-            result.record(name, robust, began, written)
+            result.record(name, robust, began, written(name, **threat))
             if recalled:
                 result.seconds.pop(name)
     return result

@@ -65,7 +65,7 @@ def verify(
             say("ball and box", f"{_threat(found)}; the farthest witness is at {found.farthest:.4g}")
             say("data", _compare(found, data, data_dir))
             say("weights", _same(found, digest, other_weights, by_itself=source.endswith(".onnx")))
-            say("audits", f"{found.about['verdict']}, when it was evaluated")
+            say("audits", f"{found.about['verdict']}, by the pack's own word")
             rounding = max(ROUNDING[place], ROUNDING[found.about["device"]])
             rows, unproven = score(found, network, chunk=chunk, rounding=rounding)
             for row in rows:
@@ -124,7 +124,7 @@ def score(
     rows = [("natural", f"{int(right[0].sum())} of {n} right ({right[0].double().mean():.2%})")]
     for row, name in enumerate(pack.about["attacks"], 1):
         count, own = int(right[row].sum()), int((pack.tensors["found_by"] == row).sum())
-        rows.append((name, f"{count} of {n} right ({count / n:.2%}); {own} of the witnesses"))
+        rows.append((name, f"{count} of {n} right ({count / n:.2%}), by its own word; {own} of the witnesses"))
     rows.append(("witnesses", f"{m - int(differ[n:].sum())} of {m} fool the network"))
     near = f"{int(close.sum())} of {n + m} verdicts rest on less than {rounding:g} of the largest logit"
     rows.append(("within rounding", f"{near}, {int(differ.sum())} differ"))

@@ -20,7 +20,7 @@ from torch import Tensor
 from gacd import checkpoint
 from gacd import data as datasets
 from gacd.attacks.loop import check_threat, inside
-from gacd.attacks.names import parse_attack
+from gacd.attacks.names import parse_attack, written
 from gacd.errors import InputError, Invalid
 from gacd.evaluation import Evaluation
 from gacd.journal import Beaten
@@ -184,16 +184,17 @@ def _sound(pack: Pack) -> None:
     if about["verdict"] not in ("TRUSTED", "SUSPECT") or about["device"] not in ("cpu", "cuda"):
         raise invalid("no such verdict or device", f"{about['verdict']}, {about['device']}")
     attacks, threats = about["attacks"], about["threats"]
+    if not attacks or list(threats) != attacks or not all(isinstance(told, dict) for told in threats.values()):
+        raise invalid("the attacks' threats are not the pack's", "metadata")
     try:
         check_threat(norm=about["norm"], eps=pack.eps)
-        for name in attacks:
-            parse_attack(name)
+        for name, told in threats.items():
+            step_size = float(Ratio(told.get("step_size", about["eps"])))
+            due = in_full(written(name, norm=about["norm"], eps=pack.eps, step_size=step_size))
+            if told != due | dict(eps=about["eps"]):
+                raise invalid("an attack's threat is not the pack's or not what its name stands for", name)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise invalid("no such threat", error) from None
-    own = (about["norm"], about["eps"])
-    agree = all(isinstance(told, dict) and (told.get("norm"), told.get("eps")) == own for told in threats.values())
-    if not attacks or list(threats) != attacks or not agree:
-        raise invalid("the attacks' threats are not the pack's", "metadata")
     _shapes(pack)
     images, labels, positions = (tensors[name] for name in ("images", "labels", "positions"))
     right, beaten, found_by = (tensors[name] for name in ("right", "beaten", "found_by"))
@@ -211,6 +212,9 @@ def _sound(pack: Pack) -> None:
         raise invalid("not one witness for each image that it calls beaten")
     if not bool(((found_by > 0) & (found_by < len(right))).all()) or bool(right[found_by, beaten].any()):
         raise invalid("a witness of an attack that left its image right")
+    earlier = torch.arange(1, len(right))[:, None] < found_by
+    if bool((earlier & (right[1:, beaten] == 0)).any()):
+        raise invalid("a witness not of the first attack that beat its image")
     if about["correct"] != pack.counts:
         raise invalid("numbers are not those recounted", f"{about['correct']}, not {pack.counts}")
     if about["accuracy"] != {name: count / len(labels) for name, count in pack.counts.items()}:

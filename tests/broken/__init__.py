@@ -30,6 +30,7 @@ from broken.values import (
     HalfLogitsBesideAMaskedClass,
     HugeLogits,
     InfiniteLogits,
+    MoreContrast,
     NaNForSome,
     NaNGradients,
     NoGradient,
@@ -48,7 +49,7 @@ from broken.values import (
     ZeroedGradient,
 )
 
-__all__ = ["BROKEN", "Broken", "HalfLogits", "HugeLogits", "Probabilities", "Shattered"]
+__all__ = ["BROKEN", "Broken", "HalfLogits", "HugeLogits", "MoreContrast", "Probabilities", "Shattered"]
 
 # what is broken, the audit that must name it, and the verdict at least
 BROKEN = [

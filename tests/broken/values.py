@@ -127,6 +127,13 @@ class Binarised(Broken):
         return self.net(((x - 0.53) * 1e4).clamp(0, 1))
 
 
+class MoreContrast(Broken):
+    """Pixels that are clipped have no gradient."""
+
+    def forward(self, x):
+        return self.net((1.1 * (x - 0.5) + 0.5).clamp(0, 1))
+
+
 class Probabilities(Broken):
     def forward(self, x):
         return self.net(x).softmax(1)

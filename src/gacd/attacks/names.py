@@ -62,9 +62,18 @@ def examples() -> str:
     return ", ".join([*(f"{family}20" for family in LOSSES), "margin20x5", "fgsm", *MAKERS, "cascade"])
 
 
-def searches(
-    name: str, *, norm: str, eps: float, step_size: float, seed: int, classes: int
-) -> tuple[list[Search], dict[str, Any]]:
+def written(name: str, *, norm: str, eps: float, step_size: float) -> dict[str, Any]:
+    """An attack's threat as it is written down; only pgd and margin take the step."""
+    family, steps, restarts = parse_attack(name)
+    own: dict[str, Any] = dict(norm=norm, eps=eps)
+    if family == "cascade":
+        return own | dict(of=list(CASCADE))
+    if family == "fgsm" or family in LOSSES:
+        own |= dict(step_size=eps if family == "fgsm" else step_size)
+    return own | (dict(steps=steps) if steps else {}) | (dict(restarts=restarts) if restarts > 1 else {})
+
+
+def searches(name: str, *, norm: str, eps: float, step_size: float, seed: int, classes: int) -> list[Search]:
     """What a name stands for.
 
     Args:
@@ -74,20 +83,16 @@ def searches(
         classes: of the network.
 
     Returns:
-        The searches, each for the images that the ones before left, and the threat as it is written down.
+        The searches, each for the images that the ones before left.
     """
     family, steps, restarts = parse_attack(name)
-    threat: dict[str, Any] = dict(norm=norm, eps=eps)
     if family == "fgsm":
-        return [FGSM(**threat)], threat | dict(step_size=eps, steps=1)
-    common = threat | dict(seed=seed)
+        return [FGSM(norm=norm, eps=eps)]
+    common = dict[str, Any](norm=norm, eps=eps, seed=seed)
     if family == "cascade":
-        return [make(**common, classes=classes) for make in CASCADE.values()], threat | dict(of=list(CASCADE))
-    found: list[Search]
+        return [make(**common, classes=classes) for make in CASCADE.values()]
     if family in LOSSES:
-        own = dict[str, Any](step_size=step_size, steps=steps)
-        found = [PGD(**common, **own, loss=LOSSES[family], restart=restart) for restart in range(restarts)]
-        return found, threat | own | (dict(restarts=restarts) if restarts > 1 else {})
-    own = dict(steps=steps) if steps else {}
-    found = [MAKERS[family](**common, **own, classes=classes, restart=restart) for restart in range(restarts)]
-    return found, threat | own | (dict(restarts=restarts) if restarts > 1 else {})
+        common |= dict(step_size=step_size, steps=steps, loss=LOSSES[family])
+        return [PGD(**common, restart=restart) for restart in range(restarts)]
+    common |= dict(steps=steps) if steps else {}
+    return [MAKERS[family](**common, classes=classes, restart=restart) for restart in range(restarts)]

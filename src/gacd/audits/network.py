@@ -75,7 +75,7 @@ def finite(case: Case) -> Result:
 
 
 def logits(case: Case) -> Result:
-    """Logits, not probabilities, nor saturated, nor rounded; else the margin loss must break no more."""
+    """Logits, not probabilities, nor saturated, nor rounded; else the losses of them rescaled must break no more."""
     odd, certain = [], True
     size = magnitude(case.natural)
     z = case.natural[:, (case.natural.abs() <= size[:, None]).any(0)]  # without masked classes
@@ -97,9 +97,10 @@ def logits(case: Case) -> Result:
             return asked.clamp_min(1e-30).log()
         return asked * (10 / size.median().clamp_min(1e-30))
 
-    bad, of = int(case.broken(case.survivors, case.pgd(margin_loss), network=rescaled).sum()), int(case.survivors.sum())
+    searches = case.pgd(margin_loss), case.pgd(cross_entropy)
+    bad, of = int(case.broken(case.survivors, *searches, network=rescaled).sum()), int(case.survivors.sum())
     passed = bad <= case.slack and not (case.cross_entropy_alone and certain)
-    says = f"logits are {', '.join(odd)}; the margin loss breaks {bad} more of {of}"
+    says = f"logits are {', '.join(odd)}; rescaled, the losses break {bad} more of {of}"
     return passed, says, "return plain logits, and attack with a margin loss: --attacks margin20"
 
 
