@@ -191,7 +191,12 @@ def attack_name(about, tensors, draw):
 
 def steps(about, tensors, draw):
     name = about["attacks"][draw(3)]
-    about["threats"][name] |= (dict(steps=1000), dict(restarts=10), dict(step_size="x"), dict(steps="4"))[draw(4)]
+    about["threats"][name] |= (
+        dict(steps=1000),
+        dict(restarts=10),
+        dict(step_size=("x", "7", "nan", "-0.1", 10**400)[draw(5)]),
+        dict(steps="4"),
+    )[draw(4)]
 
 
 def digest(about, tensors, draw):

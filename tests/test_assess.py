@@ -98,7 +98,7 @@ def test_what_was_trusted_is_suspect_after_invalid_until_evaluated_anew(run, fin
 
 @pytest.mark.parametrize("radii", [("0.1", "0.2"), ("0.2", "0.1")])
 def test_invalid_at_one_radius_makes_all_suspect(run, monkeypatch, radii):
-    def audits_find(*_, eps, **__):
+    def audits_find(*_, eps=0, **__):
         return Audit([Finding("black box", "invalid" if eps == 0.2 else "passed", "9 images")])
 
     monkeypatch.setattr("gacd.assess.audit", audits_find)
@@ -121,7 +121,7 @@ def test_what_was_judged_outlives_an_audit_that_could_not_be_carried_out(run, fi
 
 
 def test_what_was_judged_at_other_radii_outlives_it_too(run, find, monkeypatch):
-    def audits_find(*_, eps, **__):
+    def audits_find(*_, eps=0, **__):
         return Audit([Finding("black box", *(("invalid", FAILED) if eps == 0.2 else ("passed", "")))])
 
     monkeypatch.setattr("gacd.assess.audit", audits_find)

@@ -138,7 +138,8 @@ def evaluate(
     keep = max(witnesses, MOST)
     known = dict(attacks=attacks, device=fabric.device.type, versions=code["versions"], keep=keep)
     known |= dict(code=fabric.broadcast(code_of_all()))
-    untouched = _untouched(model, split, chunk) if first else []
+    with ranks.together():
+        untouched = _untouched(model, split, chunk) if first else []
     told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=origin["sha256"], data=images.name)
     told |= dict(data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=results.named(model), device=fabric.device.type)
@@ -224,7 +225,7 @@ def _teacher(source: str, images: Dataset) -> nn.Module:
 
 
 def _untouched(model: nn.Module, split: Split, chunk: int) -> list[Finding]:
-    """The first audit's finding if it is against a network that nothing has run yet: some effects come only once."""
+    """The first audit's finding if it is against a network that no attack has run yet: some effects come only once."""
     x = datasets.pixels(split.images[: min(chunk, MOST)])
     return audit(model, x, split.labels[: len(x)], chunk=chunk, only=["mode and side effects"]).troubles
 

@@ -187,13 +187,13 @@ def _sound(pack: Pack) -> None:
     if not attacks or list(threats) != attacks or not all(isinstance(told, dict) for told in threats.values()):
         raise invalid("the attacks' threats are not the pack's", "metadata")
     try:
-        check_threat(norm=about["norm"], eps=pack.eps)
         for name, told in threats.items():
             step_size = float(Ratio(told.get("step_size", about["eps"])))
+            check_threat(norm=about["norm"], eps=pack.eps, step_size=step_size)
             due = in_full(written(name, norm=about["norm"], eps=pack.eps, step_size=step_size))
             if told != due | dict(eps=about["eps"]):
                 raise invalid("an attack's threat is not the pack's or not what its name stands for", name)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise invalid("no such threat", error) from None
     _shapes(pack)
     images, labels, positions = (tensors[name] for name in ("images", "labels", "positions"))

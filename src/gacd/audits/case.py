@@ -123,8 +123,8 @@ class Case:
         """What an attack would meet at z (n,C,H,W), a point for each image.
 
         Returns:
-            Each of NEEDED -> (n,), 1 where it is not finite; "still" -> the share of pixels at which the margin's
-            gradient is zero.
+            Each of NEEDED -> (n,), 1 where it is not finite; "felt" -> the share of pixels at which the margin's
+            gradient is not zero.
         """
         rows = []
         for (part, kept), (labels, _) in zip(self.chunks(z), self.chunks(self.y), strict=True):
@@ -134,9 +134,9 @@ class Case:
             for loss in (cross_entropy, margin_loss):
                 values += torch.autograd.grad(loss(asked, labels).sum(), part, retain_graph=loss is cross_entropy)
             seen = [(~value.isfinite()).flatten(1).any(1).double() for value in values]
-            seen.append((values[-1] == 0).flatten(1).double().mean(1))
+            seen.append((values[-1] != 0).flatten(1).double().mean(1))
             rows.append(torch.stack(seen)[:, :kept])
-        return dict(zip([*NEEDED, "still"], torch.cat(rows, 1), strict=True))
+        return dict(zip([*NEEDED, "felt"], torch.cat(rows, 1), strict=True))
 
     def network(self, z: Tensor) -> Tensor:
         """The model in float32; where no gradient reaches z, one that is zero everywhere."""
