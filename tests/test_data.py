@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from gacd import noise
-from gacd.data import Loader, crop, hold_out, load, resize, statistics
-from gacd.errors import InputError
+from gacd.data import Loader, crop, hold_out, load, resize, settled, statistics
+from gacd.errors import InputError, UsageError
 from gacd.readers import Split
 
 REAL = pytest.mark.skipif("GACD_DATA" not in os.environ, reason="GACD_DATA does not say where CIFAR lies")
@@ -166,3 +166,13 @@ def test_real_cifar(name, classes, first, test_counts):
     whole = torch.cat([data.train.images, data.val.images])
     for computed, published in zip(statistics(whole), (data.mean, data.std), strict=True):
         assert computed == pytest.approx(published, abs=6e-5)
+
+
+def test_a_run_s_size_is_a_folder_s_too_however_it_is_named():
+    record = dict(data="photos", size=24)
+    assert settled(None, None, record) == ("photos", 24)
+    for name, asked, size in (("/home/me/photos", None, 24), ("held", 32, 32), ("cifar10", None, None)):
+        assert settled(name, asked, record) == (name, size)
+    assert settled("held", None, dict(data="cifar10", size=32)) == ("held", None)
+    with pytest.raises(UsageError, match="--data"):
+        settled(None, None, {})

@@ -120,6 +120,8 @@ def evaluate(
     guide = guide.to(fabric.device) if guide else None
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
+    if data != opened.record.get("data", data) and size:
+        say.print(f"images are {size} pixels a side, as {source} was made for or --size says", markup=False)
     for note in [*opened.notes, *(note for note in images.notes if note.startswith("test:"))]:
         say.print(note, markup=False)
     if first and opened.record.get("classes") not in (None, images.classes):

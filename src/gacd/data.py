@@ -111,7 +111,9 @@ def spelled(name: str) -> str:
 
 
 def settled(name: str | None, size: int | None, record: dict[str, Any]) -> tuple[str, int | None]:
-    """Name and size of a data set: as asked for, else as `record` has them; its size is of its own images only.
+    """Name and size of a data set: as asked for, else as `record` has them.
+
+    Its size is that of its own images; a folder's of any folder, since it may be the same under another name.
 
     Raises:
         UsageError: nobody names one.
@@ -119,7 +121,8 @@ def settled(name: str | None, size: int | None, record: dict[str, Any]) -> tuple
     name = spelled(name) if name else record.get("data")
     if name is None:
         raise UsageError("which images?", "no weights here say so", f"--data {', '.join(DATASETS)} or a folder")
-    return name, record.get("size") if size is None and name == record.get("data") else size
+    own = name == record.get("data") or DATASETS.keys().isdisjoint((name, record.get("data")))
+    return name, record.get("size") if size is None and own else size
 
 
 class Loader:
