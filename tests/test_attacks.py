@@ -231,6 +231,16 @@ def test_nonsense_is_refused(options, says):
                 attack(Linear(), images(6, 4), labels(), **threat)
 
 
+def test_images_that_were_normalised_or_not_divided_are_refused():
+    for x, says in (
+        (2 * images(4) - 1, r"pixels must be in \[0,1\].*the model normalises"),
+        (images(4).byte(), "floats"),
+    ):
+        for attack in ATTACKS.values():
+            with pytest.raises(InputError, match=says):
+                attack(Linear(), x, labels(), eps=0.1)
+
+
 def test_a_radius_above_one_is_meant_in_l2():
     x = images(4)
     x_adv = maximize(x, lambda z: z.flatten(1).sum(1), norm="L2", eps=2.0, step_size=1.0, steps=2)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from broken import BROKEN, Broken, HalfLogits, HugeLogits, MoreContrast, Probabilities
+from broken import BROKEN, Broken, HalfLogits, HugeLogits, Probabilities
 from sounds import EPS, finding, fresh, trained, verdicts
 from torch import nn
 
@@ -166,40 +166,6 @@ def test_odd_logits_are_no_trouble_to_a_margin_loss(sound, images, kind):
     result = audit(model, *images, eps=EPS, chunk=30, **verdicts(model, *images, "pgd", "margin"))
     assert finding(result, "logits").outcome == "passed"
     assert "rescaled, the losses break" in finding(result, "logits").says
-
-
-class Framed(Broken):
-    """Sees nothing of the frame, a pixel wide."""
-
-    def forward(self, x):
-        return self.net(nn.functional.pad(x[..., 1:-1, 1:-1], (1, 1, 1, 1)))
-
-
-def test_pixels_without_a_gradient_are_moved_and_only_where_it_matters_held_against_it(digits):
-    net = trained(digits, "resnet8-x0.25", 0, epochs=4, seed=1)
-    x, y = data.pixels(digits.test.images[:100]), digits.test.labels[:100]
-    for kind, outcome, says in ((MoreContrast, "suspect", "59%"), (Framed, "passed", "44%")):
-        model = kind(net).eval()
-        found = finding(audit(model, x, y, eps=EPS, chunk=50, **verdicts(model, x, y, "pgd", "margin")), NAMES[5])
-        assert (found.outcome, found.says[: len(says)]) == (outcome, says)
-        assert "of the pixels have no gradient; moved towards grey they break" in found.says
-    assert finding(audit(MoreContrast(net).eval(), x, y, norm="L2", eps=0.3, chunk=50), NAMES[5]).outcome == "passed"
-    result = audit(HugeLogits(Framed(net)).eval(), x, y, eps=EPS, chunk=50)  # whose PGD-20 leaves what any margin beats
-    assert finding(result, "logits").outcome == "suspect"
-    assert finding(result, NAMES[5]).outcome == "passed"
-
-
-class Remembers(Broken):
-    """Makes what it needs at its first forward."""
-
-    def forward(self, x):
-        if not hasattr(self, "ones"):
-            self.register_buffer("ones", torch.ones_like(x[:1]), persistent=False)
-        return self.net(x * self.ones)
-
-
-def test_what_a_first_forward_adds_is_no_side_effect(sound, images):
-    assert audit(Remembers(sound).eval(), *images, eps=EPS, chunk=30, only=NAMES[:1]).verdict == "TRUSTED"
 
 
 def test_a_gradient_is_checked_in_float32_where_there_is_no_twin(sound, images):

@@ -103,8 +103,8 @@ def evaluate(
     opened = checkpoint.open_source(source, mean=mean, std=std)
     if not opened.has_classifier:
         raise InputError("there is no trained classifier to evaluate", source, f"gacd probe {opened.run or source}")
-    data, size = datasets.settled(data, size, opened.record)
-    images = datasets.load(data, data_dir=data_dir, size=size)
+    data, pixels = datasets.settled(data, size, opened.record)
+    images = datasets.load(data, data_dir=data_dir, size=pixels)
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     guide = _teacher(teacher, images) if teacher else None
     if devices > len(split):
@@ -120,8 +120,8 @@ def evaluate(
     guide = guide.to(fabric.device) if guide else None
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
-    if data != opened.record.get("data", data) and size:
-        say.print(f"images are {size} pixels a side, as {source} was made for or --size says", markup=False)
+    if pixels != size and data != opened.record.get("data"):
+        say.print(f"{data}: {pixels} pixels a side, as {source} was made for (--size)", markup=False)
     for note in [*opened.notes, *(note for note in images.notes if note.startswith("test:"))]:
         say.print(note, markup=False)
     if first and opened.record.get("classes") not in (None, images.classes):

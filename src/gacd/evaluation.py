@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gacd import data as datasets
 from gacd import ranks
-from gacd.attacks.loop import RADII, check_threat
+from gacd.attacks.loop import RADII, check_pixels, check_threat
 from gacd.attacks.names import parse_attack, searches, written
 from gacd.attacks.official import Official
 from gacd.classifier import check_network, device_of, lay_out
@@ -235,7 +235,6 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
     if int(y.min()) < 0 or not (x.is_floating_point() or x.dtype == torch.uint8):
         fix = "labels from 0 on; pixels as uint8 or as floats in [0,1]"
         raise InputError("unusable labels or pixels", f"smallest label {int(y.min())}, pixels {x.dtype}", fix)
-    if x.is_floating_point() and not 0 <= float(x.min()) <= float(x.max()) <= 1:
-        fix = "the model normalises: give pixels as they are, divided by 255"
-        raise InputError("pixels must be in [0,1]", f"from {float(x.min()):g} to {float(x.max()):g}", fix)
+    if x.is_floating_point():
+        check_pixels(x)
     return x.cpu(), y.long().cpu()

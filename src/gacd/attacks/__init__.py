@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.loop import Objective, check_threat, evaluating, maximize
+from gacd.attacks.loop import Objective, check_pixels, check_threat, evaluating, maximize
 from gacd.attacks.search import FGSM, PGD, Search, run
 from gacd.losses import cross_entropy, margin_loss
 
@@ -48,10 +48,12 @@ def pgd(
 
     Returns:
         (B,C,H,W) inside the ball and [0,1].
+
+    Raises:
+        InputError: pixels outside [0,1], or a radius, step or norm that makes no sense.
     """
     search = PGD(norm=norm, eps=eps, seed=seed, step_size=step_size, steps=steps, loss=loss)
-    with evaluating(model):
-        return run(search, model, x, y, index)
+    return _attacked(search, model, x, y, index)
 
 
 def margin(model: nn.Module, x: Tensor, y: Tensor, **options) -> Tensor:
@@ -72,7 +74,11 @@ def fgsm(
     index: Tensor | None = None,
 ) -> Tensor:
     """One step of eps from the image itself (Goodfellow et al., 2015); shapes as for `pgd`, the rest is unused."""
-    search = FGSM(norm=norm, eps=eps)
+    return _attacked(FGSM(norm=norm, eps=eps), model, x, y, index)
+
+
+def _attacked(search: Search, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None) -> Tensor:
+    check_pixels(x)
     with evaluating(model):
         return run(search, model, x, y, index)
 

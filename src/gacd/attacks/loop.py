@@ -79,6 +79,15 @@ def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, step
         raise InputError("steps must be >= 0", steps)
 
 
+def check_pixels(x: Tensor) -> None:
+    """Refuses what is no float in [0,1], as images that were normalised; not asked in every step of a training."""
+    if not x.is_floating_point():
+        raise InputError("pixels must be floats in [0,1]", x.dtype, "divide them by 255")
+    if not 0 <= float(x.min()) <= float(x.max()) <= 1:
+        fix = "the model normalises: give pixels as they are, divided by 255"
+        raise InputError("pixels must be in [0,1]", f"from {float(x.min()):g} to {float(x.max()):g}", fix)
+
+
 def projection(x: Tensor, eps: float, norm: str) -> Callable[[Tensor], Tensor]:
     """Images -> the nearest in the ball around x and the box [0,1], in exact arithmetic."""
     if norm == "L2":

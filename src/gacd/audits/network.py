@@ -17,7 +17,10 @@ RECHECKED = 100  # images
 
 
 def mode(case: Case) -> Result:
-    """No submodule trains; a forward and a gradient change nothing. Sees the model as it was handed over."""
+    """No submodule trains; a forward and a gradient change nothing. Sees the model as it was handed over.
+
+    A first forward may make what was not there, as a cache; it must stay as it was made.
+    """
     model = case.model
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
@@ -26,10 +29,11 @@ def mode(case: Case) -> Result:
     before, x = _state(model), given.clone()
     with torch.no_grad():
         model(x)
+    kept = _state(model) | before
     z = x.clone().requires_grad_()
     torch.autograd.grad(case.network(z).sum(), z)
     after = _state(model)
-    changed = [name for name in before if not _same(before[name], after.get(name))]  # what a forward adds is a cache
+    changed = [name for name in kept.keys() | after.keys() if not _same(kept.get(name), after.get(name))]
     changed += [] if torch.equal(x, given) else ["the images it was given"]
     says = f"a forward changes {len(changed)} things" + (f", such as {min(changed)}" if changed else "")
     return not changed, says, "a network under test must not write to anything"
