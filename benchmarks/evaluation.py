@@ -50,12 +50,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precisions", nargs="+", choices=("32", "bf16", "bf16 compiled"), help="all that are fast")
+    parser.add_argument("--exact-peers", action="store_true", help="on a GPU: without TF32, PyTorch's default")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
     options = parser.parse_args(argv)
     from gacd.results import provenance
 
     torch.set_num_threads(options.threads)
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 &= not options.exact_peers
     result = json.loads(options.out.read_text()) if options.out.exists() else {}  # a part may be run alone
     for part in options.parts:
         for found in PARTS[part](options):  # network by network

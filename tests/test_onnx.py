@@ -157,8 +157,19 @@ def test_a_batch_size_written_into_the_graph_is_found():
             return x.reshape(int(x.shape[0]), -1)[:, :3]
 
     x = noise.uniform(2, torch.arange(9), (1, 8, 8))
-    with pytest.raises(GacdError, match="other logits"):
+    with pytest.raises(GacdError, match=r"other logits.*len.x. and int.* fix the batch"):
         compare(Written(), Session(graph(Written(), x, {})), x)
+
+    class Through(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.head(x.view(len(x), -1))
+
+    with pytest.raises(GacdError, match=r"len.x. and int.* fix the batch"):
+        compare(Through(), Session(graph(Through(), x, {})), x)
 
 
 def test_without_data_images_are_made_of_the_size_asked_for(run, tmp_path, capsys):

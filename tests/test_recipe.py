@@ -113,6 +113,37 @@ def test_a_run_made_with_other_options_than_its_line_is_refused(tmp_path, monkey
         check([[*line, "--epochs", "30", "--ema=0.9"]])
     check([[*line, "--epochs", "30", "--cost-of", "b"]])  # which sets the epochs
 
+    with pytest.raises(UsageError, match="data digits -> cifar10"):
+        check([["cifar10" if word == "digits" else word for word in line]])
+
+
+def test_a_run_s_options_may_be_an_earlier_line_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chain = lines("""
+train pgdat --data digits --model resnet8 --out a
+train pgdat --config a/config.yaml --seed 1 --out b
+""")
+    check(chain)
+    first, second = missing(chain)
+    assert second.needs(first)
+    with pytest.raises(UsageError, match=r"none/config\.yaml"):
+        check([["train", "pgdat", "--config", "none/config.yaml", "--out", "b"]])
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("train pgdat --out r --epoch 3", r"gacd train pgdat --out r --epoch 3: no such option: --epoch "),
+        ("train", "which method.: train"),
+        ("trane pgdat --out r", "unknown command: trane"),
+        ("evaluate r --attacks pdg20", "unknown attack: pdg20"),
+        ("evaluate r --n many", "--n takes INT"),
+    ],
+)
+def test_a_wrong_line_is_refused_before_the_first_is_run(line, says):
+    with pytest.raises(UsageError, match=f"a line of the recipe is wrong: .*{says}"):
+        check([["export", "t", "--out", "t.safetensors"], line.split()])
+
 
 @pytest.mark.parametrize(
     ("asked", "found", "enough"),

@@ -118,6 +118,19 @@ def test_a_folder_has_one_name(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_folder_by_another_path_is_the_run_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    record = dict(data="photos", size=24)
+    for name in (None, "photos", "./photos/", str(tmp_path / "photos")):
+        assert data.settled(name, None, record) == ("photos", 24)
+    assert data.settled("cifar10", None, record) == ("cifar10", None)
+    (tmp_path / "cifar10").mkdir()  # a folder of that name is another thing
+    folder = str(tmp_path / "cifar10")
+    assert data.settled(folder, None, dict(data="cifar10", size=24))[0] == folder
+    assert [data.same(name, "cifar10") for name in ("cifar10", folder, None)] == [True, False, False]
+
+
 def test_epochs_of_a_run_that_is_not_finished_are_not_stretched():
     rows = [dict(step=10 * i, epoch=10 * i // 40, loss=1.0) for i in (1, 2, 3)]
     rows += [dict(step=40, epoch=0, val_natural=0.5), dict(step=50, epoch=1, loss=0.5)]

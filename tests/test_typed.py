@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from students import network, save
 
-from gacd import checkpoint
+from gacd import checkpoint, typed
 from gacd.cli import main
 from gacd.journal import code_of_all
 
@@ -86,6 +87,46 @@ def test_verdicts_of_a_stopped_evaluation_are_not_another_code_s(place, monkeypa
         (place / name).write_text("")
     monkeypatch.setattr("gacd.journal.__file__", str(place / "assess.py"))
     assert code_of_all() != own
+
+
+BREAKS = """
+from gacd.attacks.loop import maximize
+from gacd.methods import KD
+from helper_of_mine import loss
+
+class Breaks(KD):
+    def forward(self, x, y, index=None):
+        return maximize(x, lambda z: loss(z, y), eps=0.1, step_size=0.1, steps=1)
+"""
+
+
+def test_an_error_in_code_of_one_s_own_is_said_to_be_there(place, monkeypatch, capsys, digits):
+    """Its neighbours are found; a bug in gacd it is none."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setattr("gacd.typed.places", {})
+    monkeypatch.setattr("gacd.cli.places", typed.places)
+    Path("sub").mkdir()
+    Path("sub/breaks.py").write_text(BREAKS)
+    Path("sub/helper_of_mine.py").write_text("def loss(z, y):\n    return z.no_such_thing\n")
+    save(place / "t", network("resnet8-x0.25", 0, digits), digits)
+    argv = ["distill", "./sub/breaks.py", "--teacher", "t", "--data", "digits", "--model", "resnet8-x0.25"]
+    assert main([*argv, "--out", "x"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("gacd: error: sub/helper_of_mine.py:2: AttributeError: ")
+    assert "no_such_thing" in error and "a bug in gacd" not in error
+    (file,) = place.glob("gacd-*.txt")
+    assert f"its traceback is in {file}; gacd check" in error
+    assert "helper_of_mine.py" in file.read_text()
+    short = "from gacd.methods import KD\n\nclass Short(KD):\n    def forward(self, x, y):\n        pass\n"
+    Path("sub/breaks.py").write_text(short)
+    assert main([*argv, "--out", "x"]) == 70  # nothing of it is on the stack
+    assert "a bug in gacd, unless gacd check ./sub/breaks.py finds one there" in capsys.readouterr().err
+    Path("other").mkdir()
+    Path("other/helper_of_mine.py").write_text("")
+    Path("other/breaks.py").write_text("")
+    assert main(["check", "./other/breaks.py"]) == 1
+    assert "two typed files have neighbours of one name" in capsys.readouterr().err
 
 
 def test_factories_and_methods_may_lie_where_they_are_typed(place, monkeypatch, capsys):

@@ -27,6 +27,7 @@ from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Beaten, Journal, code_of_all
 from gacd.prepare import check_ranges
 from gacd.progress import Progress
+from gacd.runs import data_dir_of, unfinished
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -75,7 +76,7 @@ def evaluate(
         audits: quick, or full: several times the cost of the attacks.
         witnesses: images, from the first on, of which what beat them is kept for gacd verify; 0 for none.
         teacher: a network from which the full audits transfer attacks, a source.
-        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+        data_dir: where the data sets lie; the run's, $GACD_DATA or ./data if absent.
         size: pixels a side.
         mean: a foreign network's normalisation, a number per channel.
         std: likewise.
@@ -104,7 +105,7 @@ def evaluate(
     if not opened.has_classifier:
         raise InputError("there is no trained classifier to evaluate", source, f"gacd probe {opened.run or source}")
     data, pixels = datasets.settled(data, size, opened.record)
-    images = datasets.load(data, data_dir=data_dir, size=pixels)
+    images = datasets.load(data, data_dir=data_dir or data_dir_of(opened, data), size=pixels)
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     guide = _teacher(teacher, images) if teacher else None
     if devices > len(split):
@@ -122,7 +123,7 @@ def evaluate(
     say = Console(quiet=not first)
     if pixels != size and data != opened.record.get("data"):
         say.print(f"{data}: {pixels} pixels a side, as {source} was made for (--size)", markup=False)
-    for note in [*opened.notes, *(note for note in images.notes if note.startswith("test:"))]:
+    for note in [*opened.notes, *unfinished(opened.run), *(n for n in images.notes if n.startswith("test:"))]:
         say.print(note, markup=False)
     if first and opened.record.get("classes") not in (None, images.classes):
         says = f"was made for other classes than {images.name}, or another order"
@@ -150,10 +151,9 @@ def evaluate(
     packs: list[Path] = []
     made: list[Journal] = []
     seconds: dict[str, float] = {}
-    images_in_all = len(split) * (len(attacks) + 1) * len(eps)
     with (
         resumable(where),
-        Progress(images_in_all, quiet=not first) as progress,
+        Progress(len(split) * (len(attacks) + 1) * len(eps), quiet=not first) as progress,
         scratch(where, fabric) as folder,
         Fresh(source, mean, std) if first else nullcontext() as fresh,
         ExitStack() as journals,  # a radius's is kept until all are through

@@ -8,11 +8,12 @@ import sys
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gacd import methods
 from gacd.errors import GacdError, UsageError
 from gacd.parser import Parser
+from gacd.typed import blamed, places
 
 COMMANDS = {
     "train": "train a network: adversarially, or as a standard one; --init fine-tunes",
@@ -55,7 +56,10 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"the GPU's memory is full: gacd {argv[0]} (a lower --chunk or --batch-size)", 1)
         with tempfile.NamedTemporaryFile("w", prefix="gacd-", suffix=".txt", delete=False) as file:
             file.write(" ".join(["gacd", *argv]) + "\n" + traceback.format_exc())
-        return _fail(f"a bug in gacd; its traceback is in {file.name}: please report it", 70)
+        if where := blamed(error):
+            return _fail(f"{where} (its traceback is in {file.name}; gacd check tries a method of your own)", 1)
+        own = "".join(f", unless gacd check {place} finds one there" for place in list(places.values())[:1])
+        return _fail(f"a bug in gacd{own}; its traceback is in {file.name}: please report it", 70)
     finally:
         _leave_group()
 
@@ -76,10 +80,7 @@ def dispatch(argv: list[str]) -> None:
     if command in ("train", "distill"):
         _train(command, rest)
         return
-    home = HOMES.get(command, "commands")
-    function = getattr(importlib.import_module(f"gacd.{home}"), command)
-    parser = Parser(f"gacd {command}", COMMANDS[command])
-    parser.add(function)
+    function, parser = command_parser(command)
     function(**parser.read(rest))
 
 
@@ -111,6 +112,15 @@ def _train(command: str, argv: list[str]) -> None:
             raise UsageError("a factory must be typed on the command line", f"{option}: {source}", "not in a file")
     pick = {group: {n: values[n] for n in parser.groups[group] if n in values} for group in parser.groups}
     commands.train(name, method_options=pick["method"], fit_options=pick["training"], **pick["run"])
+
+
+def command_parser(command: str) -> tuple[Callable[..., None], Parser]:
+    """What a command calls, and its parser: any but train and distill."""
+    home = HOMES.get(command, "commands")
+    function = getattr(importlib.import_module(f"gacd.{home}"), command)
+    parser = Parser(f"gacd {command}", COMMANDS[command])
+    parser.add(function)
+    return function, parser
 
 
 def training_parser(command: str, method: str) -> Parser:

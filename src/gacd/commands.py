@@ -13,7 +13,7 @@ from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.parser import plain
 from gacd.probe import settled
-from gacd.runs import began, config, ended, held_out, remember
+from gacd.runs import began, config, ended, held_out, remember, unfinished
 from gacd.transfer import fit_head
 
 
@@ -69,7 +69,8 @@ def train(
     if guide is None and "teacher" in inspect.signature(cls).parameters:
         raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
     known = (guide.record if guide else {}) or (started.record if started else {})
-    data, pixels = datasets.settled(data, size, known)
+    settled_as, pixels = datasets.settled(data, size, known)
+    data = datasets.spelled(data) if data else settled_as
     images = datasets.load(data, data_dir=data_dir, size=pixels, val_size=val_size, seed=fit_options["seed"])
     prepare.check_train(images)
     fabric, chosen = launch(device, devices, nodes, precision)
@@ -77,14 +78,15 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_options["seed"])
         student, notes = prepare.student(model, started, images)
-        if started and started.record.get("data") == data:
+        if started and datasets.same(started.record.get("data"), data):
             held = held_out(started)
             if held != {name: value for name, value in dict(fit_options, val_size=val_size).items() if name in held}:
                 notes.append("--init held out other images: what it was trained on helps to choose the best weights")
         arguments: dict[str, Any] = dict(student=student, labels=images.train.labels)
         arguments |= dict(teacher=guide.model) if guide else {}
         built = cls(**arguments, **method_options).to(fabric.device)
-    for note in [*images.notes, *(guide.notes if guide else []), *notes]:
+    stopped = [note for source in (guide, started) if source for note in unfinished(source.run)]
+    for note in [*images.notes, *(guide.notes if guide else []), *notes, *stopped]:
         say.print(note, markup=False)
     if guide and teacher:
         note = prepare.check_teacher(guide, teacher, images)
@@ -100,6 +102,8 @@ def train(
         scale = price["epochs"] / fit_options["epochs"]
         fit_options = fit_options | dict(milestones=[round(m * scale) for m in fit_options["milestones"]])
     fit_options = fit_options | dict(epochs=price["epochs"])
+    for note in prepare.schedule_notes(fit_options):
+        say.print(note, markup=False)
     options: dict[str, Any] = dict(method=method, model=student.name, data=data, teacher=teacher, init=init)
     options |= dict(cost_of=cost_of, size=size, val_size=val_size, mean=mean, std=std, precision=chosen)
     options |= dict(device=device, devices=devices, nodes=nodes, data_dir=data_dir) | method_options | fit_options
@@ -146,7 +150,7 @@ def export(
             the run's witnesses.
         half: store in float16 what float16 can hold: half the size of --out; evaluate the file, not the run.
         data: of --onnx: images to compare on, and the classes' names; the run's if absent and at hand.
-        data_dir: where the data sets lie; $GACD_DATA or ./data if absent.
+        data_dir: where the data sets lie; the run's, $GACD_DATA or ./data if absent.
         size: of --onnx: pixels a side; the run's if absent.
         mean: a foreign network's normalisation, a number per channel.
         std: likewise.
@@ -166,6 +170,8 @@ def export(
         fix = "--onnx takes any network"
         raise InputError("only networks of gacd's own grammar can be rebuilt", type(opened.model).__name__, fix)
     what = f"{opened.model.name}, {opened.weights} weights" if own else opened.weights
+    for note in unfinished(opened.run):
+        print(note)
     if onnx:
         agreed = onnx_file.ship(opened, Path(onnx), data=data, data_dir=data_dir, size=size)
         print(f"{what}: {Path(onnx).stat().st_size / 1000:.0f} kB in {onnx}; {agreed}")

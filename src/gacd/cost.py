@@ -11,8 +11,9 @@ from torch.utils.flop_counter import flop_registry
 from gacd.data import Dataset, pixels
 from gacd.errors import InputError
 from gacd.methods.base import Method
-from gacd.runs import run_of, story
+from gacd.runs import finished, run_of, story
 
+LONG = "--epochs says how long to train"
 IMAGES = 4  # that are counted; the operations per image hardly depend on the batch
 
 
@@ -31,16 +32,17 @@ def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: 
         None if they are not known.
 
     Raises:
-        InputError: `aim` or the run of `init` has no record of its cost, or starting alone costs as much.
+        InputError: `aim` or the run of `init` has no record of its cost or has not ended, or starting alone costs as
+            much.
     """
     before = 0.0 if init is None else spent(run_of(init))
     found: dict[str, Any] = dict(count(method, data), images=len(data.train), epochs=epochs, before=before)
     if aim is not None:
         wanted = spent(Path(aim))
         if wanted is None:
-            raise InputError("no record of the cost", f"{aim}/run.json", "--epochs says how long to train")
+            raise InputError("no record of a finished training's cost", f"{aim}/run.json", LONG)
         if before is None:
-            raise InputError("no record of the cost", f"--init {init}", "--epochs says how long to train")
+            raise InputError("no record of a finished training's cost", f"--init {init}", LONG)
         found["epochs"] = round((wanted - before) / (found["flops"] * found["images"]))
         if found["epochs"] < 1:
             raise InputError(f"nothing is left of the cost of {aim}: {wanted:.3g} operations", f"--init {init}")
@@ -48,7 +50,9 @@ def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: 
 
 
 def spent(run: Path) -> float | None:
-    """Operations of a run's training and of those before it, from its run.json; None where there is none."""
+    """Operations of a run's training and of those before it, from its run.json; None where it has not ended."""
+    if not finished(run):
+        return None
     try:
         cost = story(run)["cost"]
         return cost["before"] + cost["flops"] * cost["images"] * cost["epochs"]

@@ -110,6 +110,13 @@ def spelled(name: str) -> str:
     return os.path.normpath(name) if name not in DATASETS and Path(name).is_dir() else name
 
 
+def same(name: str | None, other: str | None) -> bool:
+    """Whether two names are of one data set: a folder is the same by whatever path."""
+    if name is None or other is None or not DATASETS.keys().isdisjoint((name, other)):
+        return name == other
+    return os.path.realpath(name) == os.path.realpath(other)
+
+
 def settled(name: str | None, size: int | None, record: dict[str, Any]) -> tuple[str, int | None]:
     """Name and size of a data set: as asked for, else as `record` has them.
 
@@ -118,11 +125,13 @@ def settled(name: str | None, size: int | None, record: dict[str, Any]) -> tuple
     Raises:
         UsageError: nobody names one.
     """
-    name = spelled(name) if name else record.get("data")
+    own = record.get("data")
+    name = spelled(name) if name else own
     if name is None:
         raise UsageError("which images?", "no weights here say so", f"--data {', '.join(DATASETS)} or a folder")
-    own = name == record.get("data") or DATASETS.keys().isdisjoint((name, record.get("data")))
-    return name, record.get("size") if size is None and own else size
+    name = own if own and same(name, own) else name
+    alike = name == own or DATASETS.keys().isdisjoint((name, own))
+    return name, record.get("size") if size is None and alike else size
 
 
 class Loader:

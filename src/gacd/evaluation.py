@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gacd import data as datasets
 from gacd import ranks
-from gacd.attacks.loop import RADII, check_pixels, check_threat
+from gacd.attacks.loop import RADII, check_pixels, check_threat, in_pixels
 from gacd.attacks.names import parse_attack, searches, written
 from gacd.attacks.official import Official
 from gacd.classifier import check_network, device_of, lay_out
@@ -26,7 +26,6 @@ from gacd.journal import Journal
 from gacd.judge import attacked, logits_of
 from gacd.losses import margin_loss
 from gacd.models.folding import attackable
-from gacd.parser import Ratio
 
 STANDARD = ("fgsm", "pgd20", "margin20")  # what `gacd evaluate` runs by default
 DOUBTFUL = {"cpu": 8, "cuda": 64}  # rows at most for images attacked once more in float32: one or two of a hundred
@@ -39,7 +38,7 @@ def evaluate(
     *,
     norm: str = "Linf",
     eps: float | str | None = None,
-    step_size: float | None = None,
+    step_size: float | str | None = None,
     seed: int = 0,
     chunk: int | None = None,
     compile: bool = False,
@@ -76,8 +75,8 @@ def evaluate(
         NotFinite: logits or gradients that are NaN or infinite.
         InputError: a wrong value, a network that is no classifier of such images, or too few classes.
     """
-    eps = float(Ratio(RADII.get(norm, 0.0) if eps is None else eps))
-    step_size = eps / 4 if step_size is None else step_size
+    eps = in_pixels(RADII.get(norm, 0.0) if eps is None else eps)
+    step_size = eps / 4 if step_size is None else in_pixels(step_size)
     check_threat(norm=norm, eps=eps, step_size=step_size)
     names = [attacks] if isinstance(attacks, str) else attacks
     for name in names:

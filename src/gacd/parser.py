@@ -8,12 +8,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from gacd.errors import UsageError
 
 CONFIGS = Path(__file__).parent / "configs"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 METAVARS = {bool: "{true,false}", int: "INT", float: "NUMBER", str: "TEXT"}
 
 
@@ -41,8 +45,7 @@ class Parser:
             formatter_class=Help,
         )
         if configs:
-            recipes = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-            text = f"a YAML file of options, or a published recipe: {recipes}"
+            text = f"a YAML file of options, such as a run's, or a published recipe: {', '.join(RECIPES)}"
             self.parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=text)
         self.groups: dict[str, list[str]] = {}
 
@@ -75,6 +78,8 @@ class Parser:
                 default = {} if required else dict(default=_default(parameter.default))
                 options["help"] += " (required)" if required else _said(parameter.default)
                 options |= _metavar(hints[name])
+                if hints[name] is bool:  # --half is --half true
+                    options |= dict(nargs="?", const=True)
                 target.add_argument("--" + name.replace("_", "-"), dest=name, required=required, **default, **options)
             self.groups[group].append(name)
 
@@ -86,11 +91,19 @@ class Parser:
         ]
         self.parser.usage = " ".join([self.parser.prog, *words, "[options]"])
         try:
-            words = [self._dashed(config_path(word, before)) for before, word in zip(["", *argv], argv, strict=False)]
-            values = self.parser.parse_args(words)
+            values = self.parser.parse_args(self.words(argv))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise self._plainly(" ".join(str(error).split()), argv) from None
         return {name: _bare(values[name]) for names in self.groups.values() for name in names}
+
+    def words(self, argv: list[str]) -> list[str]:
+        """What was typed as the parser takes it."""
+        words = [self._configured(word, before) for before, word in zip(["", *argv], argv, strict=False)]
+        words = [self._dashed(word) for word in words]
+        for action in self.parser._actions:
+            if action.nargs == "+" and sum(word.partition("=")[0] in action.option_strings for word in words) > 1:
+                raise UsageError("given twice", action.option_strings[0], "all its values after one")
+        return words
 
     def _plainly(self, said: str, argv: list[str]) -> UsageError:
         """The parsers' errors in the words of the command line."""
@@ -110,8 +123,33 @@ class Parser:
                 return UsageError("one argument too many", found[1], see)
             name, place = (found[1], "") if found[1] else ("--" + found[2].replace("_", "-"), file)
             near = difflib.get_close_matches(name, known, 1)
-            return UsageError(f"no such option: {name}", place, f"did you mean {near[0]}?" if near else see)
+            fix = "it is for another method" if place in RECIPES else f"did you mean {near[0]}?" if near else see
+            return UsageError(f"no such option: {name}", place, fix)
         return UsageError(said.replace('"<unicode string>"', file)[:400], "", see)
+
+    def _configured(self, word: str, before: str) -> str:
+        """After --config: the path of a published recipe's name, or the options of a run's config.yaml; else as it is.
+
+        Raises:
+            UsageError: no such recipe, or a run's of another method.
+        """
+        option, equals, given = word.partition("=") if word.startswith("--config=") else ("", "", word)
+        if before != "--config" and not option:
+            return word
+        if given in RECIPES:
+            return option + equals + str(CONFIGS / f"{given}.yaml")
+        path = Path(given)
+        if re.fullmatch(r"[\w-]+", given) and given != "-" and not path.exists():
+            raise UsageError("no such recipe or file", f"--config {given}", f"one of {', '.join(RECIPES)}")
+        options = None
+        with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):  # which the parser says better
+            options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not isinstance(options, dict) or "method" not in options:
+            return word
+        method, own = self.parser.prog.split()[-1], str(options.pop("method"))
+        if own != method and own.isidentifier() and method.isidentifier():
+            raise UsageError(f"a run of {own}, not of {method}", f"--config {given}")
+        return option + equals + yaml.safe_dump({name: value for name, value in options.items() if value is not None})
 
     def _dashed(self, word: str) -> str:
         """--data_dir, as it is called in YAML and Python, is --data-dir."""
@@ -145,13 +183,6 @@ def _said(default: Any) -> str:
     words = default if isinstance(default, list | tuple) else [default]
     shown = (str(_default(word)).lower() if isinstance(word, bool) else str(_default(word)) for word in words)
     return f" (default: {' '.join(shown)})"
-
-
-def config_path(word: str, before: str) -> str:
-    """After --config, the path of a published recipe's name."""
-    name = word.removeprefix("--config=") if word.startswith("--config=") else word if before == "--config" else ""
-    packaged = CONFIGS / f"{name}.yaml"
-    return word.replace(name, str(packaged)) if name.isidentifier() and packaged.is_file() else word
 
 
 def _type(hint: Any) -> Any:

@@ -8,7 +8,7 @@ from gacd import models
 from gacd.attacks import check_threat
 from gacd.checkpoint import Opened
 from gacd.classifier import check_features, check_network, device_of, lay_out
-from gacd.data import Dataset, pixels
+from gacd.data import Dataset, pixels, same
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
 
@@ -26,6 +26,15 @@ def check_ranges(options: dict[str, Any]) -> None:
             raise UsageError(f"{name} must be from {low:g} to {high:g}", options[name])
     if "eps" in options:
         check_threat(**{n: options[n] for n in ("eps", "step_size", "steps") if n in options})
+
+
+def schedule_notes(options: dict[str, Any]) -> list[str]:
+    """What to say of a learning rate that stays as it is, as in a few epochs of a recipe of hundreds."""
+    milestones = options["milestones"] or []
+    if options["schedule"] != "multistep" or not milestones or min(milestones) < options["epochs"]:
+        return []
+    beyond = f"milestones {' '.join(map(str, milestones))} are not reached in {options['epochs']} epochs"
+    return [f"{beyond}: the learning rate never falls (--milestones, or --schedule)"]
 
 
 def check_train(images: Dataset) -> None:
@@ -77,7 +86,7 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     if opened.record.get("classes", images.classes) != images.classes:
         raise InputError("the teacher's classes are others than the data's, or in another order", source, fix)
     measured = evaluate(teacher, split, []).natural
-    promised = opened.record.get("val_natural") if opened.record.get("data") == images.name else None
+    promised = opened.record.get("val_natural") if same(opened.record.get("data"), images.name) else None
     if promised is not None and measured < promised - 0.1:
         what = f"the teacher reaches {measured:.1%} here, its checkpoint says {promised:.1%}"
         raise InputError(what, source, "other --size or --data-dir than it was trained with?")

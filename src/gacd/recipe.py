@@ -3,17 +3,20 @@
 import itertools
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gacd import assess, checkpoint, records
+from gacd import checkpoint, records
 from gacd.attacks.loop import RADII
-from gacd.cli import training_parser
-from gacd.errors import InputError
-from gacd.parser import Parser, Ratio, plain
-from gacd.runs import FREE, PLACES, check_options, story
+from gacd.attacks.names import parse_attack
+from gacd.cli import COMMANDS, command_parser, training_parser
+from gacd.data import same
+from gacd.errors import GacdError, InputError, UsageError
+from gacd.parser import Ratio, plain
+from gacd.runs import FREE, PLACES, check_options, finished
 
 RECIPES = Path(__file__).parent / "recipes"
 PROBE = Path("checkpoints/probe.pt")
@@ -124,20 +127,43 @@ def _chosen(tasks: Sequence[Task], again: Sequence[Task]) -> list[Task]:
 
 
 def check(commands: Sequence[list[str]]) -> None:
-    """Refuses commands that type other options than those that their runs were started with; paths may differ.
+    """Refuses commands that could not be read, and options other than those that a run was started with; paths may be.
 
     Raises:
-        UsageError: names the run and the options.
+        UsageError: names the command, or the run and the options.
     """
+    made: set[Path | None] = set()
     for argv in commands:
+        configs = [Path(word) for before, word in itertools.pairwise(argv) if before == "--config"]
+        awaited = any(file.parent in made and not file.exists() for file in configs)  # of an earlier line's run
+        made.add(makes(argv))
+        if awaited:
+            continue
+        try:
+            values = _parsed(argv)
+        except GacdError as error:
+            raise UsageError("a line of the recipe is wrong", f"gacd {shlex.join(argv)}: {error}") from None
         out = makes(argv) if argv[0] in ("train", "distill") else None
         if out and (out / "config.yaml").exists():
-            command, method, *words = argv
-            typed = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-            values = plain(training_parser(command, method).read(words))
+            typed = {word[2:].split("=")[0].replace("-", "_") for word in argv[2:] if word.startswith("--")}
             free = FREE | PLACES | {"out"} | ({"epochs", "milestones"} if "cost_of" in typed else set())
             free |= {"precision"} if values["precision"] == "auto" else set()
             check_options(out, {name: values[name] for name in typed & values.keys()}, free)
+
+
+def _parsed(argv: list[str]) -> dict[str, Any]:
+    """A command's options as YAML would keep them."""
+    command, *words = argv
+    if command in ("train", "distill"):
+        if not words:
+            raise UsageError("which method?", command)
+        return plain(training_parser(command, words[0]).read(words[1:]))
+    if command not in COMMANDS:
+        raise UsageError("unknown command", command)
+    values = command_parser(command)[1].read(words)
+    for attack in values["attacks"] if command == "evaluate" else ():
+        parse_attack(attack)
+    return plain(values)
 
 
 def script(name: str, folder: str) -> Path:
@@ -152,8 +178,8 @@ def script(name: str, folder: str) -> Path:
 
 
 def _read(path: Path, known: set[Path]) -> list[Path]:
-    """What of the known a word names: itself, and the classifier that a run was given later."""
-    return [made for made in (path, path / PROBE) if made in known]
+    """What of the known a word names: itself, what it lies in, and the classifier that a run was given later."""
+    return [made for made in (path, *path.parents, path / PROBE) if made in known]
 
 
 def _apart(words: list[str]) -> list[str]:
@@ -194,13 +220,10 @@ def _analysed(file: Path) -> bool:
 
 def _evaluated(folder: Path, argv: list[str]) -> bool:
     """Whether results of the weights that are there hold every attack that is asked for, on as many images."""
-    parser = Parser("gacd evaluate", "")
-    parser.add(assess.evaluate)
-    asked = parser.read(argv)
+    asked = command_parser("evaluate")[1].read(argv)
     radii = asked["eps"] or [RADII[asked["norm"]]]
-    found = [
-        m for m in records.read(folder, "").measured if asked["data"] in (None, m.data) and m.norm == asked["norm"]
-    ]
+    found = [m for m in records.read(folder, "").measured if m.norm == asked["norm"]]
+    found = [m for m in found if asked["data"] is None or same(asked["data"], m.data)]
     whole = [m for m in found if m.n == min(asked["n"] or m.split, m.split)]
     return {(a, Ratio(eps)) for a in asked["attacks"] for eps in radii} <= {(m.attack, m.eps) for m in whole}
 
@@ -216,4 +239,4 @@ def _exists(path: Path | None) -> bool:
 
 
 def _finished(path: Path | None) -> bool:
-    return path is not None and story(path).get("seconds") is not None
+    return path is not None and finished(path)

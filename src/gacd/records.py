@@ -16,7 +16,7 @@ from gacd import checkpoint, results
 from gacd.errors import GacdError, InputError
 from gacd.evaluation import interval
 from gacd.parser import Ratio
-from gacd.runs import config, story
+from gacd.runs import UNFINISHED, config, story, unfinished
 
 ANALYSIS = "analysis.json"
 PNG, PNG_LIMIT = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 4 << 20
@@ -170,6 +170,13 @@ def _captions(path: Path) -> dict[str, str]:
 
 def read(path: Path, name: str) -> Run:
     """One run directory, whatever state it is in."""
+    run = _read(path, name)
+    if unfinished(path):
+        run.warning = "; ".join(filter(None, [UNFINISHED, run.warning]))
+    return run
+
+
+def _read(path: Path, name: str) -> Run:
     run = Run(name, path)
     try:
         run.options = config(path)

@@ -17,7 +17,6 @@ from gacd.groups import Mean, mean, mean_point, share
 from gacd.processes import run
 from gacd.recipe import Row, check, expand, makes, missing, script
 from gacd.records import Measured
-from gacd.runs import story
 from gacd.sections import Line as Evaluated
 from gacd.sections import sections
 
@@ -127,8 +126,7 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
             images = [(data, n, None) for data, n, _ in images]
         most = max(images, key=images.count, default=None)
         alike = [_measured(line) for (_, line), same in zip(found, images, strict=True) if same == most]
-        finished = [path for path in row.runs if story(path).get("seconds") is not None]  # others have planned it only
-        costs = [spent for path in finished if (spent := cost.spent(path)) is not None]
+        costs = [spent for path in row.runs if (spent := cost.spent(path)) is not None]
         theirs = paper.table(row.table)["cells"].get(row.cell, [])
         lines.append(Line(row.cell, alike, theirs, costs, len(found)))
     return lines

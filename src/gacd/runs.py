@@ -16,12 +16,13 @@ import yaml
 from torch.optim.swa_utils import AveragedModel
 
 from gacd import checkpoint, ranks
-from gacd.data import Dataset
+from gacd.data import Dataset, same
 from gacd.errors import InputError, UsageError
 from gacd.methods.base import Method
 from gacd.results import fingerprint, provenance
 
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
+UNFINISHED = "its training has not ended"
 PLACES = {"teacher", "init", "cost_of"}  # options that name a run: a path may be written otherwise
 
 
@@ -176,7 +177,7 @@ def remember(out: Path, options: dict[str, Any]) -> None:
     path, kept = out / "config.yaml", {file.name for file in (out / "checkpoints").glob("*.pt")}
     if kept & {"last.pt", "previous.pt", "probe.pt"}:
         check_options(out, dict.fromkeys(config(out)) | options, FREE)
-    elif kept and story(out).get("seconds") is not None:
+    elif kept and finished(out):
         raise InputError("the run is finished, and its checkpoints/last.pt is gone", out, "another --out")
     elif ranks.rank() == 0:
         checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
@@ -194,7 +195,7 @@ def check_options(out: Path, options: dict[str, Any], free: set[str]) -> None:
 def _alike(name: str, old: Any, new: Any) -> bool:
     """Equal; or one place, however it is written."""
     here = name in PLACES and old is not None and new is not None
-    return old == new or (here and Path(old).resolve() == Path(new).resolve())
+    return old == new or (here and Path(old).resolve() == Path(new).resolve()) or (name == "data" and same(old, new))
 
 
 def began(
@@ -244,8 +245,34 @@ def story(out: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def finished(out: Path) -> bool:
+    """Whether a run's training has ended, and did not merely stop."""
+    return story(out).get("seconds") is not None
+
+
+def unfinished(out: Path | None) -> list[str]:
+    """What to say of a run whose training was stopped, or goes on; nothing of others."""
+    if out is None or not story(out) or finished(out):
+        return []
+    epochs = _told(out).get("epochs")
+    return [f"{out}: {UNFINISHED}, these are its weights so far ({epochs} epochs were asked for)"]
+
+
+def _told(out: Path | None) -> dict[str, Any]:
+    """A run's options where they can be read."""
+    with contextlib.suppress(InputError):
+        return config(out) if out else {}
+    return {}
+
+
 def _tell(out: Path, content: dict[str, Any]) -> None:
     checkpoint.replace(out / "run.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def data_dir_of(opened: checkpoint.Opened, data: str | None) -> str | None:
+    """Where a source's run was told that its data lies, if it is this data and there is such a place."""
+    place = _told(opened.run).get("data_dir") if same(data, opened.record.get("data")) else None
+    return str(place) if place and Path(str(place)).is_dir() else None
 
 
 def held_out(opened: checkpoint.Opened) -> dict[str, int]:

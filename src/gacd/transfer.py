@@ -19,7 +19,7 @@ from gacd.prepare import check_train
 from gacd.probe import probe as best_head
 from gacd.probe import settled, with_head
 from gacd.progress import Progress
-from gacd.runs import config, held_out, remember
+from gacd.runs import config, data_dir_of, held_out, remember
 
 
 def probe(
@@ -94,7 +94,7 @@ def probe(
         raise UsageError("only what the run held out may choose", f"--val-size {val_size}", "leave it out")
     images = datasets.load(
         data,
-        data_dir=data_dir or known.get("data_dir"),
+        data_dir=data_dir or data_dir_of(opened, data),
         size=opened.record.get("size", 32 if data == "stl10" else None) if size is None else size,
         val_size=val_size,
         seed=held.get("seed", seed),

@@ -143,7 +143,9 @@ def read(path: Path) -> Pack:
         about = json.loads(text)
         same, hashed = json.dumps(about), content(about, tensors)
     if not isinstance(about, dict):
-        raise InputError("cannot be read as a witness pack", path, "gacd evaluate writes them; was it cut short?")
+        fix = "gacd evaluate writes them; was it cut short?"
+        fix = f"after the network come files, {path}/witnesses-*.safetensors" if path.is_dir() else fix
+        raise InputError("cannot be read as a witness pack", path, fix)
     if about.get("format") != FORMAT:
         raise InputError("witness pack of another version of gacd", path, f"not format {FORMAT}")
     said = about.pop("content_sha256", None)

@@ -1,11 +1,12 @@
 """Attacks for code of one's own: functions (model, x, y, *, norm, eps, step_size, steps, seed, index) -> x_adv."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.loop import Objective, check_pixels, check_threat, evaluating, maximize
+from gacd.attacks.loop import Objective, check_pixels, check_threat, evaluating, in_pixels, maximize
 from gacd.attacks.search import FGSM, PGD, Search, run
 from gacd.losses import cross_entropy, margin_loss
 
@@ -28,8 +29,8 @@ def pgd(
     y: Tensor,
     *,
     norm: str = "Linf",
-    eps: float = 8 / 255,
-    step_size: float = 2 / 255,
+    eps: float | str = 8 / 255,
+    step_size: float | str = 2 / 255,
     steps: int = 20,
     seed: int = 0,
     index: Tensor | None = None,
@@ -52,7 +53,8 @@ def pgd(
     Raises:
         InputError: pixels outside [0,1], or a radius, step or norm that makes no sense.
     """
-    search = PGD(norm=norm, eps=eps, seed=seed, step_size=step_size, steps=steps, loss=loss)
+    threat = dict[str, Any](norm=norm, eps=in_pixels(eps), step_size=in_pixels(step_size), steps=steps)
+    search = PGD(**threat, seed=seed, loss=loss)
     return _attacked(search, model, x, y, index)
 
 
@@ -67,14 +69,14 @@ def fgsm(
     y: Tensor,
     *,
     norm: str = "Linf",
-    eps: float = 8 / 255,
+    eps: float | str = 8 / 255,
     step_size: float | None = None,
     steps: int = 1,
     seed: int = 0,
     index: Tensor | None = None,
 ) -> Tensor:
     """One step of eps from the image itself (Goodfellow et al., 2015); shapes as for `pgd`, the rest is unused."""
-    return _attacked(FGSM(norm=norm, eps=eps), model, x, y, index)
+    return _attacked(FGSM(norm=norm, eps=in_pixels(eps)), model, x, y, index)
 
 
 def _attacked(search: Search, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None) -> Tensor:

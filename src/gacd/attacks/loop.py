@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gacd.errors import InputError
+from gacd.parser import Ratio
 
 Objective = Callable[[Tensor], Tensor]  # images (B,C,H,W) -> one value per image (B,)
 RADII = {"Linf": 8 / 255, "L2": 0.5}  # those of the field, in pixel units
@@ -17,8 +18,8 @@ def maximize(
     x: Tensor,
     objective: Objective,
     *,
-    eps: float,
-    step_size: float,
+    eps: float | str,
+    step_size: float | str,
     steps: int,
     norm: str = "Linf",
     start: Tensor | None = None,
@@ -28,7 +29,7 @@ def maximize(
     Args:
         x: (B,C,H,W) pixels in [0,1], the centres of the balls.
         objective: images -> (B,), made larger; no image's value may depend on another image's gradient.
-        eps: radius, in pixel units ("8/255" is 8/255).
+        eps: radius, in pixel units, such as 0.1 or "8/255".
         step_size: length of a step in the same norm.
         steps: number of gradient steps; the last iterate is returned.
         norm: "Linf" or "L2".
@@ -38,10 +39,12 @@ def maximize(
         (B,C,H,W), detached: inside the ball and the box [0,1] in exact arithmetic; NaN where a gradient was not finite.
 
     Raises:
-        InputError: a radius, step or norm that makes no sense.
+        InputError: pixels outside [0,1], or a radius, step or norm that makes no sense.
     """
+    eps, step_size = in_pixels(eps), in_pixels(step_size)
     check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
     x = x.detach()
+    check_pixels(x)
     project = projection(x, eps, norm)
     x_adv = project(x if start is None else start.detach())
     for _ in range(steps):
@@ -64,6 +67,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def in_pixels(length: float | str) -> float:
+    """A radius or step, such as 0.1 or "8/255"; InputError if it is no number."""
+    try:
+        return float(Ratio(length))
+    except (TypeError, ValueError):
+        raise InputError("no length in pixel units", repr(length), 'such as 0.1 or "8/255"') from None
+
+
 def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, steps: int = 0) -> None:
     """Refuses what cannot be meant, such as eps 8 for 8/255, and where there are no gradients."""
     if torch.is_inference_mode_enabled():
@@ -80,12 +91,15 @@ def check_threat(*, norm: str = "Linf", eps: float, step_size: float = 0.0, step
 
 
 def check_pixels(x: Tensor) -> None:
-    """Refuses what is no float in [0,1], as images that were normalised; not asked in every step of a training."""
+    """Refuses what is no float in [0,1], as images that were normalised."""
     if not x.is_floating_point():
         raise InputError("pixels must be floats in [0,1]", x.dtype, "divide them by 255")
-    if not 0 <= float(x.min()) <= float(x.max()) <= 1:
+    if not x.numel():
+        return
+    low, high = torch.stack(torch.aminmax(x)).tolist()  # waits for a GPU once
+    if not 0 <= low <= high <= 1:
         fix = "the model normalises: give pixels as they are, divided by 255"
-        raise InputError("pixels must be in [0,1]", f"from {float(x.min()):g} to {float(x.max()):g}", fix)
+        raise InputError("pixels must be in [0,1]", f"from {low:g} to {high:g}", fix)
 
 
 def projection(x: Tensor, eps: float, norm: str) -> Callable[[Tensor], Tensor]:

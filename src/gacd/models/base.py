@@ -144,4 +144,7 @@ class Thinned(nn.Conv2d):
         self.every = every
 
     def forward(self, x: Tensor) -> Tensor:
+        # On a GPU the pooling takes a fifth of a ResNet-18's attack step, unless torch.compile fuses it.
+        if next(self.parameters()).is_cuda and not torch.compiler.is_compiling():
+            return F.conv2d(x, self.weight, self.bias, self.every)
         return super().forward(F.avg_pool2d(x, 1, self.every))
