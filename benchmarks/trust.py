@@ -1,6 +1,8 @@
-"""Figures of docs/trust.md that take minutes: verdicts over chunk shapes, planted regions, defensive distillation."""
+"""Figures of docs/trust.md that take minutes: verdicts over chunk shapes, planted regions, distillation, kills."""
 
 import argparse
+import contextlib
+import io
 import json
 import shlex
 import sys
@@ -15,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import planted
 from defensive import distilled, evaluated
 from evaluation import TEACHER, opened, precisions, searching
+from kills import of_evaluations
+from students import network, save
 
+from gacd import data as datasets
 from gacd.evaluation import STANDARD, evaluate
 
 
@@ -26,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--network", default=TEACHER, help="of the chunk shapes, a source")
     parser.add_argument("--n", type=int, default=1000, help="its test images")
     parser.add_argument("--regions", type=int, default=100, help="planted in each sound network, half in a masked one")
+    parser.add_argument("--evaluations", type=int, default=40, help="that are killed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "trust.json")
     options = parser.parse_args(argv)
     from gacd.results import provenance
@@ -69,7 +75,17 @@ def defensive(options: argparse.Namespace) -> dict:
         return dict(data="digits", n=100, eps="0.2", accuracy=evaluated(distilled(Path(folder) / "run")))
 
 
-PARTS = {"chunks": chunks, "planted": regions, "defensive": defensive}
+def killed(options: argparse.Namespace) -> dict:
+    """Evaluations by the command, killed at random moments until they end: kills in all, and files that differ."""
+    digits = datasets.load("digits")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        save(Path("t"), network("resnet8-x0.25", 0, digits), digits)
+        with contextlib.redirect_stdout(io.StringIO()):
+            kills, differ = of_evaluations(options.evaluations)
+    return dict(evaluations=options.evaluations, kills=kills, differ=differ)
+
+
+PARTS = {"chunks": chunks, "planted": regions, "defensive": defensive, "killed": killed}
 
 if __name__ == "__main__":
     main()

@@ -9,9 +9,11 @@ first, then all of their files. Exit code 1 where a mutant survives. The tests m
 import argparse
 import importlib
 import io
+import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -123,6 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", metavar="WORD", help="mutants whose file, code or tests contain it")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the count is written, as JSON")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     began = time.perf_counter()
@@ -140,6 +143,12 @@ def main() -> int:
     used = sum(os.times()[:4])  # of the forks too
     seconds = f"{time.perf_counter() - began:.0f} s, {used:.0f} s of one core"
     print(f"{caught} of {len(chosen)} mutants caught in {seconds}")
+    if options.out:
+        from gacd.results import provenance
+
+        command = shlex.join(["python", "tests/mutants.py", *sys.argv[1:]])
+        found = dict(mutants=len(chosen), caught=caught, command=command, **provenance())
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if caught == len(chosen) else 1
 
 

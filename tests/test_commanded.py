@@ -2,19 +2,18 @@
 
 import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from kills import ARGV, of_evaluations
 from students import network, save
 from test_witness import evaluated, packs
 
 from gacd.cli import main
 from gacd.journal import Journal
-
-ARGV = ["evaluate", "t", "--data", "digits", "--n", "60", "--attacks", "pgd4", "margin4", "--precision", "32"]
-ARGV += ["--chunk", "8", "--eps", "8/255", "0.02", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +31,22 @@ def test_an_effect_that_comes_only_once_is_seen(monkeypatch, capsys):
     assert main(["evaluate", "./nets.py:make", *ARGV[2:6], "--attacks", "pgd2", "--out", "o"]) == 4
     assert "is given: mode and side effects" in capsys.readouterr().err
     assert not Path("o/results.json").exists()
+
+
+def test_evaluations_killed_at_random_moments_leave_the_same_files():
+    """`benchmarks/trust.py` does it to forty."""
+    kills, differ = of_evaluations(2)
+    assert kills > 0 and differ == 0
+
+
+def test_an_attack_in_stages_says_how_it_goes(capsys):
+    assert main([*ARGV[:6], "--attacks", "margin4x2", "--eps", "0.02", "--precision", "32", "--device", "cpu"]) in (
+        0,
+        3,
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "adversarial images are searched for in float32, judged in float32" in said
+    assert re.search(r"margin4x2, 1 of 2: [\d.]+% \([\d.]+%-[\d.]+%\) of 60 images so far", said)
 
 
 def dying(notes, *argv):

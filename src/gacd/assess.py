@@ -65,7 +65,7 @@ def evaluate(
 
     Args:
         source: a run directory, a file in its checkpoints/, ARCH:FILE, or ./FILE.py:FACTORY.
-        attacks: such as pgd20, margin20x5 (five restarts), fgsm, autoattack.
+        attacks: such as pgd20, margin20x5 (five restarts), fgsm, cascade, autoattack.
         data: the run's if absent.
         eps: radii in pixel units; several give a curve. 8/255 if absent, in L2 0.5.
         step_size: of pgd and margin, in pixel units; a quarter of eps if absent.

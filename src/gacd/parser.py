@@ -152,10 +152,10 @@ class Parser:
         return option + equals + yaml.safe_dump({name: value for name, value in options.items() if value is not None})
 
     def _dashed(self, word: str) -> str:
-        """--data_dir, as it is called in YAML and Python, is --data-dir."""
+        """--data_dir, as it is called in YAML and Python, is --data-dir, and --audit is --audits."""
         name, equals, value = word.partition("=")
-        known, dashed = self.parser._option_string_actions, name.replace("_", "-")
-        return dashed + equals + value if name not in known and dashed in known else word
+        dashed, known = name.replace("_", "-"), self.parser._option_string_actions
+        return next((there + equals + value for there in (name, dashed, dashed + "s") if there in known), word)
 
 
 class Help(argparse.HelpFormatter):
