@@ -96,6 +96,7 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("train pgdat $Q --data digits --out x --config=atf", 2, "no such recipe or file: --config atf (one of adaad, aft"),
     ("train pgdat $Q --data digits --out x --config ard", 2, "(it is for another method)"),
     ("evaluate t --attacks fgsm --attacks pgd2", 2, "given twice: --attacks (all its values after one)"),
+    ("evaluate t --config x.yaml", 2, "no such option: --config"),
     ("evaluate t seven eight", 2, "one argument too many: seven"),
     ("train pgdat $Q --data digits --out x --config code.yaml", 2, "config"),
     ("distill kd $Q --data digits --out x", 2, "needs --teacher"),

@@ -7,10 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
-from kills import ARGV, of_evaluations
+from kills import ARGV, evaluated, of_evaluations
 from students import network, save
-from test_witness import evaluated, packs
+from test_witness import packs
 
 from gacd.cli import main
 from gacd.journal import Journal
@@ -44,14 +43,13 @@ def test_an_attack_in_stages_says_how_it_goes(capsys):
         0,
         3,
     )
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join("".join(capsys.readouterr()).split())
     assert "adversarial images are searched for in float32, judged in float32" in said
     assert re.search(r"margin4x2, 1 of 2: [\d.]+% \([\d.]+%-[\d.]+%\) of 60 images so far", said)
 
 
 def dying(notes, *argv):
     """The command in a process that is killed once it has noted that many verdicts."""
-    torch.set_num_threads(1)
     real, left = Journal.note, iter(range(notes))
 
     def note(self, *found):

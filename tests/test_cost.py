@@ -95,5 +95,5 @@ def test_equal_cost_over_a_chain(tmp_path, monkeypatch, capsys):
     assert chain["epochs"] == 4  # (30 - 9) / 5
     assert cost.spent(tmp_path / "e") == pytest.approx(cost.spent(tmp_path / "a"), rel=0.05)
     assert main(["train", "standard", "--data", "digits", "--cost-of", "nowhere", *QUICK, "--out", "f"]) == 1
-    assert "no record of a finished training's cost: nowhere/run.json" in capsys.readouterr().err
+    assert "no record of the cost: nowhere/run.json" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()

@@ -126,6 +126,8 @@ train pgdat --config a/config.yaml --seed 1 --out b
     check(chain)
     first, second = missing(chain)
     assert second.needs(first)
+    with pytest.raises(UsageError, match="no such option: --sead"):
+        check([chain[0], [*chain[1], "--sead", "2"]])
     with pytest.raises(UsageError, match=r"none/config\.yaml"):
         check([["train", "pgdat", "--config", "none/config.yaml", "--out", "b"]])
 
@@ -133,15 +135,16 @@ train pgdat --config a/config.yaml --seed 1 --out b
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("train pgdat --out r --epoch 3", r"gacd train pgdat --out r --epoch 3: no such option: --epoch "),
+        ("train pgdat --out r --epohs 3", "gacd train pgdat --out r --epohs 3: no such option: --epohs "),
         ("train", "which method.: train"),
         ("trane pgdat --out r", "unknown command: trane"),
         ("evaluate r --attacks pdg20", "unknown attack: pdg20"),
         ("evaluate r --n many", "--n takes INT"),
+        ("evaluate --help", "makes nothing: gacd evaluate --help"),
     ],
 )
 def test_a_wrong_line_is_refused_before_the_first_is_run(line, says):
-    with pytest.raises(UsageError, match=f"a line of the recipe is wrong: .*{says}"):
+    with pytest.raises(UsageError, match=f"a line of the recipe .*{says}"):
         check([["export", "t", "--out", "t.safetensors"], line.split()])
 
 

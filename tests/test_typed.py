@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from students import network, save
 
-from gacd import checkpoint, typed
+from gacd import checkpoint
 from gacd.cli import main
 from gacd.journal import code_of_all
 
@@ -104,8 +104,8 @@ def test_an_error_in_code_of_one_s_own_is_said_to_be_there(place, monkeypatch, c
     """Its neighbours are found; a bug in gacd it is none."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    monkeypatch.setattr("gacd.typed.places", {})
-    monkeypatch.setattr("gacd.cli.places", typed.places)
+    monkeypatch.setattr("gacd.typed._folders", set())
+    monkeypatch.setattr("gacd.typed.methods", [])
     Path("sub").mkdir()
     Path("sub/breaks.py").write_text(BREAKS)
     Path("sub/helper_of_mine.py").write_text("def loss(z, y):\n    return z.no_such_thing\n")
@@ -116,7 +116,7 @@ def test_an_error_in_code_of_one_s_own_is_said_to_be_there(place, monkeypatch, c
     assert error.startswith("gacd: error: sub/helper_of_mine.py:2: AttributeError: ")
     assert "no_such_thing" in error and "a bug in gacd" not in error
     (file,) = place.glob("gacd-*.txt")
-    assert f"its traceback is in {file}; gacd check" in error
+    assert f"its traceback is in {file}; gacd check ./sub/breaks.py tries it" in error
     assert "helper_of_mine.py" in file.read_text()
     short = "from gacd.methods import KD\n\nclass Short(KD):\n    def forward(self, x, y):\n        pass\n"
     Path("sub/breaks.py").write_text(short)
@@ -124,7 +124,7 @@ def test_an_error_in_code_of_one_s_own_is_said_to_be_there(place, monkeypatch, c
     assert "a bug in gacd, unless gacd check ./sub/breaks.py finds one there" in capsys.readouterr().err
     Path("other").mkdir()
     Path("other/helper_of_mine.py").write_text("")
-    Path("other/breaks.py").write_text("")
+    Path("other/breaks.py").write_text("from helper_of_mine import loss")
     assert main(["check", "./other/breaks.py"]) == 1
     assert "two typed files have neighbours of one name" in capsys.readouterr().err
 

@@ -48,30 +48,28 @@ def test_a_stopped_training_is_said_wherever_its_weights_are_used(digits, capsys
     assert json.loads(Path("c/run.json").read_text())["cost"]["before"] == pytest.approx(whole)
     assert json.loads(Path("b/run.json").read_text())["cost"]["before"] is None
     assert main(["train", "standard", *new, "--cost-of", "a", "--out", "d"]) == 1
-    assert "no record of a finished training's cost: a/run.json (--epochs says how long to train)" in said(capsys)
+    assert f"{SAYS}: a/run.json (--epochs says how long to train)" in said(capsys)
 
 
 def test_the_run_s_own_place_of_data_sets_is_where_they_are_looked_for(digits, tmp_path, monkeypatch):
     run, asked = tmp_path / "t", []
     save(run, network("resnet8-x0.25", 0, digits), digits, data_dir=str(tmp_path))
-    assert data_dir_of(checkpoint.open_source("t"), "digits") == str(tmp_path)
-    assert data_dir_of(checkpoint.open_source("t"), "cifar10") is None  # that may lie anywhere
+    assert data_dir_of(checkpoint.open_source("t"), "cifar10") is None  # it is not there: $GACD_DATA, or ./data
+    (tmp_path / "cifar-10-batches-py").mkdir()
 
     def load(name, *, data_dir=None, size=None):
         asked.append(data_dir)
         return digits
 
     monkeypatch.setattr("gacd.data.load", load)
-    argv = ["evaluate", "t", "--n", "20", "--attacks", "fgsm"]
+    argv = ["evaluate", "t", "--data", "cifar10", "--n", "20", "--attacks", "fgsm"]
     main(argv)
     main([*argv, "--data-dir", "other"])
-    main(["export", "t", "--onnx", "t.onnx"])
+    main(["export", "t", "--data", "cifar10", "--onnx", "t.onnx"])
     assert asked == [str(tmp_path), "other", str(tmp_path)]
-    save(run, network("resnet8-x0.25", 0, digits), digits, data_dir="gone")
-    assert data_dir_of(checkpoint.open_source("t"), "digits") is None
     (run / "config.yaml").write_text("{")  # a note and a default are worth no error
     (run / "run.json").write_text(json.dumps(dict(format=1)))
-    assert data_dir_of(checkpoint.open_source("t"), "digits") is None
+    assert data_dir_of(checkpoint.open_source("t"), "cifar10") is None
     assert unfinished(run) == [f"{run}: {SAYS}, these are its weights so far (None epochs were asked for)"]
 
 

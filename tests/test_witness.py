@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from kills import evaluated, unaudited
 from students import network, save
 from tampered import CONTENTS, FILES, drawing
 from test_distributed import in_processes
@@ -45,16 +45,6 @@ def place(made, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("GACD_DATA", raising=False)
     return tmp_path
-
-
-def unaudited(*args, **options):
-    return Audit()
-
-
-def evaluated(*argv):
-    """A process's main(argv), without audits."""
-    assess.audit = unaudited
-    sys.exit(main(list(argv)))
 
 
 def packs(folder):

@@ -10,10 +10,10 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable
 
-from gacd import methods
+from gacd import methods, typed
 from gacd.errors import GacdError, UsageError
 from gacd.parser import Parser
-from gacd.typed import blamed, places
+from gacd.typed import blamed
 
 COMMANDS = {
     "train": "train a network: adversarially, or as a standard one; --init fine-tunes",
@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.NamedTemporaryFile("w", prefix="gacd-", suffix=".txt", delete=False) as file:
             file.write(" ".join(["gacd", *argv]) + "\n" + traceback.format_exc())
         if where := blamed(error):
-            return _fail(f"{where} (its traceback is in {file.name}; gacd check tries a method of your own)", 1)
-        own = "".join(f", unless gacd check {place} finds one there" for place in list(places.values())[:1])
+            tries = "".join(f"; gacd check {word} tries it" for word in typed.methods[-1:])
+            return _fail(f"{where} (its traceback is in {file.name}{tries})", 1)
+        own = "".join(f", unless gacd check {word} finds one there" for word in typed.methods[-1:])
         return _fail(f"a bug in gacd{own}; its traceback is in {file.name}: please report it", 70)
     finally:
         _leave_group()

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 from gacd.data import Dataset, pixels
 from gacd.errors import InputError
 from gacd.methods.base import Method
-from gacd.runs import finished, run_of, story
+from gacd.runs import UNFINISHED, finished, run_of, story, unfinished
 
 LONG = "--epochs says how long to train"
 IMAGES = 4  # that are counted; the operations per image hardly depend on the batch
@@ -40,7 +40,8 @@ def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: 
     if aim is not None:
         wanted = spent(Path(aim))
         if wanted is None:
-            raise InputError("no record of a finished training's cost", f"{aim}/run.json", LONG)
+            what = UNFINISHED if unfinished(Path(aim)) else "no record of the cost"
+            raise InputError(what, f"{aim}/run.json", LONG)
         if before is None:
             raise InputError("no record of a finished training's cost", f"--init {init}", LONG)
         found["epochs"] = round((wanted - before) / (found["flops"] * found["images"]))

@@ -112,7 +112,7 @@ def spelled(name: str) -> str:
 
 def same(name: str | None, other: str | None) -> bool:
     """Whether two names are of one data set: a folder is the same by whatever path."""
-    if name is None or other is None or not DATASETS.keys().isdisjoint((name, other)):
+    if not isinstance(name, str) or not isinstance(other, str) or not DATASETS.keys().isdisjoint((name, other)):
         return name == other
     return os.path.realpath(name) == os.path.realpath(other)
 

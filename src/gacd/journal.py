@@ -15,11 +15,11 @@ from torch import Tensor
 
 from gacd import checkpoint, locks, ranks
 from gacd.errors import InputError
+from gacd.typed import INSTALLED
 
 Beaten = tuple[Tensor, Tensor, list[str]]  # positions (m,), what beat the images there (m,C,H,W), by which attack
 KEPT = 10_000  # images, of which a journal holds what beat them
 NOTHING = torch.empty(0, dtype=torch.int64)
-INSTALLED = {"site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}"}
 
 
 class Journal:

@@ -17,7 +17,7 @@ import yaml
 from gacd.errors import UsageError
 
 CONFIGS = Path(__file__).parent / "configs"
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+PUBLISHED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 METAVARS = {bool: "{true,false}", int: "INT", float: "NUMBER", str: "TEXT"}
 
 
@@ -45,7 +45,7 @@ class Parser:
             formatter_class=Help,
         )
         if configs:
-            text = f"a YAML file of options, such as a run's, or a published recipe: {', '.join(RECIPES)}"
+            text = f"a YAML file of options, such as a run's, or a published recipe: {', '.join(PUBLISHED)}"
             self.parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=text)
         self.groups: dict[str, list[str]] = {}
 
@@ -123,7 +123,7 @@ class Parser:
                 return UsageError("one argument too many", found[1], see)
             name, place = (found[1], "") if found[1] else ("--" + found[2].replace("_", "-"), file)
             near = difflib.get_close_matches(name, known, 1)
-            fix = "it is for another method" if place in RECIPES else f"did you mean {near[0]}?" if near else see
+            fix = "it is for another method" if place in PUBLISHED else f"did you mean {near[0]}?" if near else see
             return UsageError(f"no such option: {name}", place, fix)
         return UsageError(said.replace('"<unicode string>"', file)[:400], "", see)
 
@@ -134,13 +134,13 @@ class Parser:
             UsageError: no such recipe, or a run's of another method.
         """
         option, equals, given = word.partition("=") if word.startswith("--config=") else ("", "", word)
-        if before != "--config" and not option:
+        if "--config" not in self.parser._option_string_actions or (before != "--config" and not option):
             return word
-        if given in RECIPES:
+        if given in PUBLISHED:
             return option + equals + str(CONFIGS / f"{given}.yaml")
         path = Path(given)
         if re.fullmatch(r"[\w-]+", given) and given != "-" and not path.exists():
-            raise UsageError("no such recipe or file", f"--config {given}", f"one of {', '.join(RECIPES)}")
+            raise UsageError("no such recipe or file", f"--config {given}", f"one of {', '.join(PUBLISHED)}")
         options = None
         with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):  # which the parser says better
             options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -196,6 +196,12 @@ def place_of(data_dir: str | Path | None) -> Path:
     return Path(data_dir or os.environ.get("GACD_DATA") or "data").expanduser()
 
 
+def holds(root: Path, name: str) -> bool:
+    """Whether a public set lies there."""
+    place = PUBLIC[name][0] if name in PUBLIC else ""
+    return bool(place) and (root.resolve().name == place or (root / place).is_dir())
+
+
 def _cifar(root: Path, name: str, train: list[str], test: str, labels: str, meta: str, names: str) -> Parts:
     def split(files: list[str]) -> Split:
         batches = [_unpickle(root, name, file) for file in files]

@@ -135,14 +135,15 @@ def check(commands: Sequence[list[str]]) -> None:
     made: set[Path | None] = set()
     for argv in commands:
         configs = [Path(word) for before, word in itertools.pairwise(argv) if before == "--config"]
-        awaited = any(file.parent in made and not file.exists() for file in configs)  # of an earlier line's run
+        if any(file.parent in made and not file.exists() for file in configs):  # of an earlier line's run
+            argv = [word for before, word in zip(["", *argv], argv, strict=False) if "--config" not in (before, word)]
         made.add(makes(argv))
-        if awaited:
-            continue
         try:
             values = _parsed(argv)
         except GacdError as error:
             raise UsageError("a line of the recipe is wrong", f"gacd {shlex.join(argv)}: {error}") from None
+        except SystemExit:  # of --help
+            raise UsageError("a line of the recipe makes nothing", f"gacd {shlex.join(argv)}") from None
         out = makes(argv) if argv[0] in ("train", "distill") else None
         if out and (out / "config.yaml").exists():
             typed = {word[2:].split("=")[0].replace("-", "_") for word in argv[2:] if word.startswith("--")}
@@ -178,8 +179,9 @@ def script(name: str, folder: str) -> Path:
 
 
 def _read(path: Path, known: set[Path]) -> list[Path]:
-    """What of the known a word names: itself, what it lies in, and the classifier that a run was given later."""
-    return [made for made in (path, *path.parents, path / PROBE) if made in known]
+    """What of the known a word names: itself or else what it lies in, and the classifier that a run was given later."""
+    nearest = next((made for made in (path, *path.parents) if made in known), None)
+    return [made for made in (nearest, path / PROBE) if made in known]
 
 
 def _apart(words: list[str]) -> list[str]:

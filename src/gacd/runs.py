@@ -19,6 +19,7 @@ from gacd import checkpoint, ranks
 from gacd.data import Dataset, same
 from gacd.errors import InputError, UsageError
 from gacd.methods.base import Method
+from gacd.readers import holds
 from gacd.results import fingerprint, provenance
 
 FREE = {"device", "devices", "nodes", "data_dir", "log_every", "save_every"}  # may change between a run and its resume
@@ -269,10 +270,10 @@ def _tell(out: Path, content: dict[str, Any]) -> None:
     checkpoint.replace(out / "run.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def data_dir_of(opened: checkpoint.Opened, data: str | None) -> str | None:
-    """Where a source's run was told that its data lies, if it is this data and there is such a place."""
-    place = _told(opened.run).get("data_dir") if same(data, opened.record.get("data")) else None
-    return str(place) if place and Path(str(place)).is_dir() else None
+def data_dir_of(opened: checkpoint.Opened, data: str) -> str | None:
+    """Where a source's run was told that data sets lie, if this one is there."""
+    place = _told(opened.run).get("data_dir")
+    return str(place) if place and holds(Path(str(place)), data) else None
 
 
 def held_out(opened: checkpoint.Opened) -> dict[str, int]:

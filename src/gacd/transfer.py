@@ -92,9 +92,10 @@ def probe(
         val_size = held.get("val_size", 1000)
     elif val_size != held.get("val_size", val_size):
         raise UsageError("only what the run held out may choose", f"--val-size {val_size}", "leave it out")
+    data_dir = data_dir or data_dir_of(opened, data)
     images = datasets.load(
         data,
-        data_dir=data_dir or data_dir_of(opened, data),
+        data_dir=data_dir,
         size=opened.record.get("size", 32 if data == "stl10" else None) if size is None else size,
         val_size=val_size,
         seed=held.get("seed", seed),

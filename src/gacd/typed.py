@@ -12,28 +12,33 @@ from types import ModuleType
 from gacd.errors import InputError
 
 HERE = Path(__file__).parent
-places: dict[str, str] = {}  # of what was imported: its folder -> how it was typed
+INSTALLED = {"site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}"}
+methods: list[str] = []  # as they were typed
+_folders: set[Path] = set()  # of all that was
 
 
-def imported(place: str, what: str) -> ModuleType:
+def imported(place: str, what: str, word: str = "") -> ModuleType:
     """Runs a file, or imports a module. The place must come from a person, never from a file.
 
     A file finds its neighbours; but what is installed, or lies where the command was typed, comes before them.
 
     Args:
         place: "./mine.py" or "package.module".
-        what: it is to be, for an error.
+        what: it is to be, "method" or "factory".
+        word: all that was typed.
     """
+    if what == "method":
+        methods.append(word or place)
     try:
         if not place.endswith(".py"):
             module = importlib.import_module(place)
-            places[os.path.dirname(os.path.realpath(module.__file__ or ""))] = place
+            if file := getattr(module, "__file__", None):
+                _folders.add(Path(file).resolve().parent)
             return module
         if not Path(place).is_file():
             raise InputError(f"no such {what} file", place)
         folder = Path(place).resolve().parent
-        _check_neighbours(folder)
-        places[str(folder)] = place
+        _folders.add(folder)
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
         number = hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:8]  # files may have one name
@@ -41,6 +46,7 @@ def imported(place: str, what: str) -> ModuleType:
         assert spec is not None and spec.loader is not None  # None is for suffixes that are not Python's
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        _check_neighbours(module, folder)
         return module
     except InputError:
         raise
@@ -57,13 +63,15 @@ def blamed(error: BaseException) -> str | None:
 
 def _typed(file: Path) -> bool:
     """Whether a file lies where something was typed; what is installed beneath does not."""
-    below = any(str(folder) in places for folder in file.parents)
-    return below and HERE not in file.parents and "site-packages" not in file.parts
+    below = not _folders.isdisjoint(file.parents) and HERE not in file.parents
+    return below and file.is_file() and INSTALLED.isdisjoint(file.parts)
 
 
-def _check_neighbours(folder: Path) -> None:
-    """Refuses a folder with a module of the name of one that another typed file's folder has given."""
-    for file in folder.glob("*.py"):
-        known = getattr(sys.modules.get(file.stem), "__file__", None)
-        if known and (other := Path(known).resolve()) != file and str(other.parent) in places:
-            raise InputError("two typed files have neighbours of one name", f"{other} and {file}", "rename one")
+def _check_neighbours(module: ModuleType, folder: Path) -> None:
+    """Refuses a module that was given another typed file's neighbour where it has one of that name."""
+    used = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in vars(module).values()}
+    for name in {str(word).partition(".")[0] for word in used}:
+        known = getattr(sys.modules.get(name), "__file__", None)
+        own = [file for file in (folder / f"{name}.py", folder / name / "__init__.py") if file.is_file()]
+        if known and own and (other := Path(known).resolve()) not in own and _typed(other):
+            raise InputError("two typed files have neighbours of one name", f"{other} and {own[0]}", "rename one")

@@ -39,7 +39,7 @@ def load(method: str) -> "type[Method]":
         return _only_class(importlib.import_module(f"gacd.methods.{method}"), "", method)
     place, _, name = method.rpartition(":") if ":" in method else (method, "", "")
     if place.endswith(".py") or name:
-        return _only_class(imported(place, "method"), name, place)
+        return _only_class(imported(place, "method", method), name, place)
     near = difflib.get_close_matches(method, names(), 1)
     hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(names()) + ", or ./FILE.py"
     raise UsageError("unknown method", method, hint)
