@@ -123,7 +123,7 @@ WRONG = [  # command line ($Q: QUICK), exit code, part of the line
     ("evaluate t --eps 0.1 8/0", 2, "--eps takes NUMBER, not 8/0"),
     ("train pgdat $Q --data digits --out x --weight-decay little", 2, "--weight-decay takes NUMBER, not little"),
     ("train pgdat $Q --data digits --out x --milestones 1 b", 2, "--milestones takes INT, not b"),
-    ("evaluate t --atacks fgsm", 2, "no such option: --atacks (did you mean --attacks?)"),
+    ("evaluate t --attack fgsm", 2, "no such option: --attack (did you mean --attacks?)"),
     ("evaluate t --audit some", 2, "--audits takes quick, full, not some"),
     ("evaluate t --out page.pt", 2, "--out is no directory: page.pt"),
     ("evaluate nets:net --data digits", 2, "a factory in a file is ./nets.py:FACTORY"),

@@ -135,7 +135,7 @@ train pgdat --config a/config.yaml --seed 1 --out b
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("train pgdat --out r --epohs 3", "gacd train pgdat --out r --epohs 3: no such option: --epohs "),
+        ("train pgdat --out r --epoch 3", "gacd train pgdat --out r --epoch 3: no such option: --epoch "),
         ("train", "which method.: train"),
         ("trane pgdat --out r", "unknown command: trane"),
         ("evaluate r --attacks pdg20", "unknown attack: pdg20"),

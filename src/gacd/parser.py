@@ -154,8 +154,9 @@ class Parser:
     def _dashed(self, word: str) -> str:
         """--data_dir, as it is called in YAML and Python, is --data-dir, and --audit is --audits."""
         name, equals, value = word.partition("=")
-        dashed, known = name.replace("_", "-"), self.parser._option_string_actions
-        return next((there + equals + value for there in (name, dashed, dashed + "s") if there in known), word)
+        known, dashed = self.parser._option_string_actions, name.replace("_", "-")
+        dashed = "--audits" if dashed == "--audit" else dashed
+        return dashed + equals + value if name not in known and dashed in known else word
 
 
 class Help(argparse.HelpFormatter):
