@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gacd.attacks.apgd import APGD, TargetedAPGD
 from gacd.attacks.fab import TargetedFAB
-from gacd.attacks.pool import sweep
+from gacd.attacks.pool import Results, sweep
 from gacd.attacks.search import PGD, Search, advance, ask, begin
 from gacd.attacks.square import Square
 from gacd.losses import margin_loss
@@ -277,3 +277,12 @@ def test_a_wrong_guess_is_not_believed():
     image, seen = swept(Guesses(), lambda z: z.flatten(1), x, torch.tensor([0]), torch.tensor([0]), 4)[0]
     assert torch.equal(image, 1 - x[0]) and not seen
     assert (sorted(asked[0]), len(asked)) == ([0, 0, 1, 2], 3)  # one row is to spare
+
+
+def test_of_images_that_are_through_one_byte_is_kept():
+    results, found = Results(2), torch.zeros(1, 1, 2, 2)
+    assert results.wants(14) and results.wants(15) and results.wants(4)
+    assert [image for image, *_ in results.enter(torch.tensor([14]), found, None)] == [7]
+    assert list(results.left) == [2] and len(results.through) == 8
+    assert not results.wants(14) and not results.wants(15) and results.wants(5)
+    assert results.enter(torch.tensor([15]), found, None) == []

@@ -155,13 +155,16 @@ class Results:
 
     def __init__(self, runs: int, only: dict[int, set[int]] | None = None):
         self.runs, self.only = runs, only
-        self.left: dict[int, set[int]] = {}  # image -> runs that are not over and still matter
+        self.left: dict[int, set[int]] = {}  # image that is not through -> runs that are not over and still matter
+        self.through = bytearray()  # by image: 1 if it is through, which may be many
         self.best: dict[int, tuple[tuple[bool, float, int], Tensor]] = {}
         self.doubts: dict[int, set[int]] = {}  # image -> runs that may beat it, by all that is known
 
     def wants(self, unit: int) -> bool:
         """Whether the run is still to be made, or made further; an image is known from the first such question on."""
         image, run = divmod(unit, self.runs)
+        if image < len(self.through) and self.through[image]:
+            return False
         if image not in self.left:
             self.left[image] = self.made(image)
         return run in self.left[image]
@@ -184,7 +187,7 @@ class Results:
         """
         through, values = [], None if strength is None else strength.tolist()
         for i, (image, run) in enumerate(divmod(unit, self.runs) for unit in units.tolist()):
-            left = self.left[image]
+            left = self.left.get(image, set())
             if run not in left:  # it has just beaten the image, or one before it has
                 continue
             left.discard(run)
@@ -199,6 +202,9 @@ class Results:
             if image not in self.best or rank > self.best[image][0]:
                 self.best[image] = rank, found[i]
             if not left:
+                del self.left[image]
+                self.through.extend(bytes(max(image + 1 - len(self.through), 0)))
+                self.through[image] = 1
                 through.append((image, self.best.pop(image)[1], self.doubts.pop(image, set())))
         return through
 
