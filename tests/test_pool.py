@@ -282,6 +282,7 @@ def test_a_wrong_guess_is_not_believed():
 def test_of_images_that_are_through_one_byte_is_kept():
     results, found = Results(2), torch.zeros(1, 1, 2, 2)
     assert results.wants(14) and results.wants(15) and results.wants(4)
+    results.doubt(torch.tensor([14]))
     assert [image for image, *_ in results.enter(torch.tensor([14]), found, None)] == [7]
     assert list(results.left) == [2] and len(results.through) == 8
     assert not results.wants(14) and not results.wants(15) and results.wants(5)
