@@ -163,11 +163,15 @@ class Results:
     def wants(self, unit: int) -> bool:
         """Whether the run is still to be made, or made further; an image is known from the first such question on."""
         image, run = divmod(unit, self.runs)
-        if image < len(self.through) and self.through[image]:
+        if self.is_through(image):
             return False
         if image not in self.left:
             self.left[image] = self.made(image)
         return run in self.left[image]
+
+    def is_through(self, image: int) -> bool:
+        """Whether nothing that is still to come can change the image's result."""
+        return 0 <= image < len(self.through) and bool(self.through[image])
 
     def made(self, image: int) -> set[int]:
         """The runs that the image is to be attacked by."""
@@ -187,9 +191,9 @@ class Results:
         """
         through, values = [], None if strength is None else strength.tolist()
         for i, (image, run) in enumerate(divmod(unit, self.runs) for unit in units.tolist()):
-            left = self.left.get(image, set())
-            if run not in left:  # it has just beaten the image, or one before it has
+            if self.is_through(image) or run not in self.left[image]:  # it or one before it has just beaten the image
                 continue
+            left = self.left[image]
             left.discard(run)
             if values is None:
                 self.doubts[image] |= {later for later in self.made(image) if later > run}
