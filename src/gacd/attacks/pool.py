@@ -191,7 +191,7 @@ class Results:
         """
         through, values = [], None if strength is None else strength.tolist()
         for i, (image, run) in enumerate(divmod(unit, self.runs) for unit in units.tolist()):
-            if self.is_through(image) or run not in self.left[image]:  # it or one before it has just beaten the image
+            if self.is_through(image):  # another run has just beaten it
                 continue
             left = self.left[image]
             left.discard(run)
