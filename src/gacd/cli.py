@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from gacd import methods, typed
 from gacd.errors import GacdError, UsageError
 from gacd.parser import Parser
-from gacd.typed import blamed
 
 COMMANDS = {
     "train": "train a network: adversarially, or as a standard one; --init fine-tunes",
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"the GPU's memory is full: gacd {argv[0]} (a lower --chunk or --batch-size)", 1)
         with tempfile.NamedTemporaryFile("w", prefix="gacd-", suffix=".txt", delete=False) as file:
             file.write(" ".join(["gacd", *argv]) + "\n" + traceback.format_exc())
-        if where := blamed(error):
+        if where := typed.blamed(error):
             tries = "".join(f"; gacd check {word} tries it" for word in typed.methods[-1:])
             return _fail(f"{where} (its traceback is in {file.name}{tries})", 1)
         own = "".join(f", unless gacd check {word} finds one there" for word in typed.methods[-1:])

@@ -118,7 +118,7 @@ def _chosen(tasks: Sequence[Task], again: Sequence[Task]) -> list[Task]:
     chosen = []
     for task in reversed(tasks):
         asked = task.makes not in read or (task.makes in needed and not _exists(task.makes))
-        asked = asked or (task.makes in counted and not _finished(task.makes))
+        asked = asked or (task.makes in counted and not finished(task.makes))
         if task in again or (asked and not _done(task)):
             chosen.append(task)
             needed |= set(task.reads)
@@ -206,7 +206,7 @@ def _done(task: Task) -> bool:
     if task.argv[0] == "evaluate":
         return _evaluated(task.makes.parent, task.argv[1:])
     if task.argv[0] in ("train", "distill"):
-        return _exists(task.makes) and _finished(task.makes)
+        return _exists(task.makes) and finished(task.makes)
     return _exists(task.makes) and (task.argv[0] != "analyze" or _analysed(task.makes))
 
 
@@ -235,10 +235,6 @@ def _exists(path: Path | None) -> bool:
     if path is None or not path.is_dir():
         return path is not None and path.is_file()
     try:
-        return checkpoint.weights_of(path).stem == "probe" or _finished(path)
+        return checkpoint.weights_of(path).stem == "probe" or finished(path)
     except InputError:
         return False
-
-
-def _finished(path: Path | None) -> bool:
-    return path is not None and finished(path)

@@ -246,9 +246,9 @@ def story(out: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def finished(out: Path) -> bool:
+def finished(out: Path | None) -> bool:
     """Whether a run's training has ended, and did not merely stop."""
-    return story(out).get("seconds") is not None
+    return out is not None and story(out).get("seconds") is not None
 
 
 def unfinished(out: Path | None) -> list[str]:
