@@ -70,6 +70,10 @@ class Featured(LeNet):
     def features(self, x):
         return torch.relu(self.conv(x)).view(len(x), -1)
 
+class Unpooled(Featured):
+    def features(self, x):
+        return torch.relu(self.conv(x))
+
 def colour():
     return build("resnet8-x0.25")
 
@@ -143,6 +147,10 @@ def test_images_are_not_the_network_s_to_change():
         (
             "distill gacd --teacher ./nets.py:Featured --data digits --model resnet8 --out a",
             "features(x) does not take",
+        ),
+        (
+            "distill gacd --teacher ./nets.py:Unpooled --data digits --model resnet8 --out a",
+            "features(x) has the shape (2, 16, 6, 6), not (2, 576): features (pool and flatten)",
         ),
         (
             "distill kd --teacher ./nets.py:colour --data digits --model resnet8 --out a",

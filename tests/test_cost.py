@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -59,6 +60,12 @@ def test_counted_equals_by_hand(name):
     assert found["forwards"] == pytest.approx(expected, rel=0.02)  # no gradient of the pixels in the update
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items() if not v.isnan().any())
     assert all(p.grad is None for p in method.parameters())
+
+
+def test_a_teacher_need_not_let_itself_be_copied():
+    teacher = models.build("resnet8")
+    teacher.guard = threading.Lock()
+    assert cost.count(methods.KD(models.build("resnet8"), teacher), DATA)["flops"] > 0
 
 
 def test_a_convolution_and_a_product_are_counted_as_two_per_multiply_add():

@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 import torch
+from students import network, save
 
 from gacd import methods, models
 from gacd.check import check
@@ -127,6 +128,17 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch, capsys):
     assert "of the imitation" in capsys.readouterr().out
     assert main(["train", "./mine.py", "--out", "x"]) == 2
     assert "needs a teacher" in capsys.readouterr().err
+
+
+def test_a_method_may_leave_its_radius_open(tmp_path, monkeypatch, digits):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.py", "eps: float = 8 / 255", "eps: float | None = None")
+    text = (tmp_path / "mine.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("weight, eps\n", "weight, 0.1 if eps is None else eps\n"))
+    save(tmp_path / "t", network("resnet8-x0.5", 1, digits), digits)
+    quick = "--teacher t --model resnet8-x0.25 --epochs 1 --batch-size 400 --val-steps 1 --precision 32 --out a"
+    assert main(["distill", "./mine.py", *quick.split()]) == 0
+    assert main(["probe", "a", "--weight-decays", "0.1", "--steps", "1"]) == 0
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)

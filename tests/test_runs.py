@@ -58,10 +58,13 @@ def test_a_classifier_goes_with_the_weights_that_it_is_of():
     assert main([*options, "a"]) == 0  # finished: nothing better comes
     assert checkpoint.open_source("a").weights == "probe"
     state = checkpoint.read(Path("a/checkpoints/last.pt"))  # of a run that was stopped before it was as good as it got
-    shutil.copytree("a", "b")
-    checkpoint.write(Path("b/checkpoints/last.pt"), state | dict(step=state["step"] - 1, best=dict(val_natural=0.0)))
-    assert main([*options, "b"]) == 0
-    assert checkpoint.open_source("b").weights == "best"
+    for best in (0.0, 2.0):  # and of one that does not become better than it was
+        run = Path(f"best-{best}")
+        shutil.copytree("a", run)
+        stopped = state | dict(step=state["step"] - 1, best=dict(val_natural=best))
+        checkpoint.write(run / "checkpoints/last.pt", stopped)
+        assert main([*options, str(run)]) == 0
+        assert checkpoint.open_source(str(run)).weights == "best"
 
 
 def test_features_without_a_classifier_are_said_and_not_evaluated(digits, tmp_path, monkeypatch, capsys):
@@ -82,6 +85,12 @@ def test_features_without_a_classifier_are_said_and_not_evaluated(digits, tmp_pa
     opened = checkpoint.open_source("g")
     assert opened.has_classifier
     assert [row["weight_decay"] for row in opened.record["front"]] == [0.5]
+    assert main(["probe", "g", "--head", "teacher", "--steps", "1"]) == 0
+    assert checkpoint.open_source("g").record["head"] == "teacher"
+    last = tmp_path / "g/checkpoints/last.pt"
+    checkpoint.write(last, checkpoint.read(last) | dict(data_sha256="another"))
+    assert main(["probe", "g", "--head", "student"]) == 1
+    assert "the training images are not those of the run's bank: g (--head linear takes any)" in last_error(capsys)
 
 
 def test_finished_weights_are_not_trained_over(tmp_path, capsys):
@@ -102,6 +111,19 @@ def test_a_run_goes_on_without_the_one_that_set_its_cost(capsys):
     assert main(argv) == 0
     assert main([*argv, "--cost-of", "elsewhere"]) == 2
     assert "cost_of a -> elsewhere: " in last_error(capsys)
+
+
+def test_a_run_without_a_checkpoint_to_go_on_from_takes_its_cost_anew(tmp_path):
+    for name, epochs in (("a", "4"), ("dear", "8")):
+        assert main(["train", "standard", *NEW, "--epochs", epochs, "--out", name]) == 0
+    argv = ["train", "standard", *NEW, "--out", "b", "--cost-of"]
+    assert main([*argv, "dear"]) == 0
+    (tmp_path / "b/checkpoints/last.pt").unlink()  # it was killed after a validation, before it was saved
+    (tmp_path / "b/checkpoints/previous.pt").unlink(missing_ok=True)
+    told = {name: value for name, value in story(tmp_path / "b").items() if name != "seconds"}
+    (tmp_path / "b/run.json").write_text(json.dumps(told))
+    assert main([*argv, "a"]) == 0
+    assert story(tmp_path / "b")["cost"]["epochs"] == 4
 
 
 def test_a_checkpoint_may_be_started_from_wherever_it_lies(tmp_path):

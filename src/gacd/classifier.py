@@ -20,13 +20,19 @@ def check_network(model: nn.Module, x: Tensor, name: str = "the network") -> int
 
 
 def check_features(model: Any, x: Tensor, name: str) -> None:
-    """Raises InputError for a network whose `features` does not take images x (B,C,H,W) laid out as channels_last."""
+    """Raises InputError for a network whose `features` does not give (B, feature_dim) for images x (B,C,H,W).
+
+    They come laid out as channels_last. Where the network has no `feature_dim`, any (B,D) will do.
+    """
     try:
         with evaluating(model), torch.no_grad():
-            model.features(x.clone(memory_format=torch.channels_last))
+            shape = tuple(model.features(x.clone(memory_format=torch.channels_last)).shape)
     except Exception as error:  # of any type: the network may be anyone's
         fix = "they come laid out as channels_last: reshape takes them where view does not"
         raise InputError(f"{name}'s features(x) does not take these images", _said(error), fix) from None
+    expected = len(x), getattr(model, "feature_dim", shape[-1])
+    if shape != expected:
+        raise InputError(f"{name}'s features(x) has the shape {shape}, not {expected}", "features", "pool and flatten")
 
 
 def lay_out(model: nn.Module, x: Tensor) -> AbstractContextManager[Any]:

@@ -13,7 +13,7 @@ from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.parser import plain
 from gacd.probe import settled
-from gacd.runs import began, config, ended, held_out, remember, unfinished
+from gacd.runs import began, config, ended, held_out, remember, resumable, unfinished
 from gacd.transfer import fit_head
 
 
@@ -94,7 +94,7 @@ def train(
     if not built.trains_head and not len(images.val):
         raise UsageError("the probe needs held-out images", "--val-size 0", "at least 1")
     aim = cost_of
-    if aim and any((run / "checkpoints").glob("*.pt")):  # its epochs are settled, wherever that run is now
+    if aim and resumable(run):  # its epochs are settled, wherever that run is now
         aim, kept = None, config(run)
         fit_options = fit_options | {name: kept.get(name) for name in ("epochs", "milestones")}
     price = cost.price(built, images, epochs=fit_options["epochs"], init=init, aim=aim)
@@ -119,7 +119,7 @@ def train(
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
             if not built.trains_head and not (run / "checkpoints/probe.pt").exists():  # or one was chosen since
-                heads = settled(student, images, eps=getattr(built, "eps", 8 / 255), seed=fit_options["seed"])
+                heads = settled(student, images, eps=getattr(built, "eps", None), seed=fit_options["seed"])
                 fit_head(run, images, say, heads, device=fabric.device)
             best = summary["best"]
             if "val_robust" in best:

@@ -73,7 +73,7 @@ def count(method: Method, data: Dataset) -> dict[str, float]:
     Returns:
         "flops" of a step, "forward" of the student, and their ratio "forwards": 2n+3 for PGD-AT with n steps.
     """
-    method = copy.deepcopy(method).train()
+    method = copy.deepcopy(method, {id(method.teacher): method.teacher}).train()  # which need not let itself be copied
     split = data.train.take(torch.arange(min(IMAGES, len(data.train))))
     weight = next(method.student.parameters())
     x, y = pixels(split.images.to(weight.device)).to(weight.dtype), split.labels.to(weight.device)

@@ -24,8 +24,9 @@ def check_ranges(options: dict[str, Any]) -> None:
     for name, (low, high) in LIMITS.items():
         if name in options and not low <= options[name] <= high:
             raise UsageError(f"{name} must be from {low:g} to {high:g}", options[name])
-    if "eps" in options:
-        check_threat(**{n: options[n] for n in ("eps", "step_size", "steps") if n in options})
+    threat = {n: options[n] for n in ("eps", "step_size", "steps") if options.get(n) is not None}
+    if "eps" in threat:
+        check_threat(**threat)
 
 
 def schedule_notes(options: dict[str, Any]) -> list[str]:
@@ -87,7 +88,7 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
         raise InputError("the teacher's classes are others than the data's, or in another order", source, fix)
     measured = evaluate(teacher, split, []).natural
     promised = opened.record.get("val_natural") if same(opened.record.get("data"), images.name) else None
-    if promised is not None and measured < promised - 0.1:
+    if promised is not None and measured < promised - max(0.1, 2 / len(split) ** 0.5):  # 4 standard deviations
         what = f"the teacher reaches {measured:.1%} here, its checkpoint says {promised:.1%}"
         raise InputError(what, source, "other --size or --data-dir than it was trained with?")
     chance = 1 / images.num_classes

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gacd import noise
 from gacd.attacks import evaluating, maximize
+from gacd.attacks.loop import in_pixels
 from gacd.data import Dataset, Split, on_device
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
@@ -103,7 +104,7 @@ def settled(
     weight_decays: Sequence[float] | None = None,
     epochs: int | None = None,
     lr: float | None = None,
-    eps: float,
+    eps: float | str | None = None,
     step_size: float | None = None,
     steps: int = 10,
     seed: int,
@@ -123,7 +124,8 @@ def settled(
     if steps < 1:
         raise UsageError("steps must be at least 1", steps)
     given = {name: value for name, value in dict(epochs=epochs, lr=lr).items() if value is not None}
-    threat = dict(eps=eps, step_size=eps / 4 if step_size is None else step_size, steps=steps, seed=seed)
+    radius = in_pixels(8 / 255 if eps is None else eps)
+    threat = dict(eps=radius, step_size=radius / 4 if step_size is None else step_size, steps=steps, seed=seed)
     check_ranges(given | threat)
     return dict(solver=solver, select=select, weight_decays=decays) | SOLVERS[solver] | given | threat
 

@@ -71,6 +71,11 @@ class Run:
         self.logged, self.best, self.last = state["logged"], state["best"], state["last"]
         return state["step"]
 
+    def forget_classifier(self) -> None:
+        """Removes one that was fitted on weights which are about to change."""
+        if self.writes:
+            (self.out / "checkpoints" / "probe.pt").unlink(missing_ok=True)
+
     def __enter__(self) -> "Run":
         if self.writes:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +111,6 @@ class Run:
         if row.get(by, 0.0) >= self.best.get(by, 0.0):
             self.best = row | {"epoch": epoch}
             if self.writes:
-                (self.out / "checkpoints" / "probe.pt").unlink(missing_ok=True)  # a classifier of the weights before
                 checkpoint.write(self.out / "checkpoints" / "best.pt", self.network(self.best))
 
     def network(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -176,12 +180,17 @@ def remember(out: Path, options: dict[str, Any]) -> None:
         options: flat names and plain values; those in FREE may change.
     """
     path, kept = out / "config.yaml", {file.name for file in (out / "checkpoints").glob("*.pt")}
-    if kept & {"last.pt", "previous.pt", "probe.pt"}:
+    if resumable(out) or "probe.pt" in kept:
         check_options(out, dict.fromkeys(config(out)) | options, FREE)
     elif kept and finished(out):
         raise InputError("the run is finished, and its checkpoints/last.pt is gone", out, "another --out")
     elif ranks.rank() == 0:
         checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
+
+
+def resumable(out: Path) -> bool:
+    """Whether a training has a checkpoint to go on from."""
+    return any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt"))
 
 
 def check_options(out: Path, options: dict[str, Any], free: set[str]) -> None:
@@ -214,8 +223,7 @@ def began(
     if ranks.rank() == 0:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         start = dict(time=now, precision=precision, **provenance(device))
-        resumed = any((out / "checkpoints" / name).exists() for name in ("last.pt", "previous.pt"))
-        starts = [*(story(out).get("starts", []) if resumed else []), start]
+        starts = [*(story(out).get("starts", []) if resumable(out) else []), start]
         before = [] if init is None else story(run_of(init)).get("stages")
         before = before if isinstance(before, list) else [{}]  # nobody knows
         _tell(out, dict(format=1, stages=[*before, stage], cost=cost, starts=starts))

@@ -57,7 +57,7 @@ def fit(
             40 %, linear down to 0).
         milestones: epochs after which "multistep" decays; three quarters and nine tenths of all if absent.
         weight_decay: L2, on every parameter.
-        ema: decay of the averaged weights that are validated and kept instead of the last ones; 0: none.
+        ema: decay of the averaged weights and batch-norm statistics, which are validated and kept instead; 0: none.
         clip: largest norm of the gradient; 0: unlimited.
         augment: padded random crop, horizontal flip; the data set's default if absent.
         val_every: epochs between validations, which choose the best weights by PGD accuracy (standard training, KD:
@@ -98,6 +98,8 @@ def fit(
     average = AveragedModel(method.student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
     run = Run(out, method, optimizer, average, data)
     first, last = run.restore(), epochs * len(loader)
+    if first < last:
+        run.forget_classifier()
     statistics = [b for b in method.student.buffers() if b.is_floating_point()]
     progress = Progress(last, first, quiet=fabric.global_rank > 0)
     with Stopping(fabric.device) as stopping, progress, run:

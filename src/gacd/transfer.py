@@ -14,11 +14,12 @@ from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.evaluation import evaluate
 from gacd.heads import prototypes
-from gacd.parser import Ratio, plain
+from gacd.parser import plain
 from gacd.prepare import check_train
 from gacd.probe import probe as best_head
 from gacd.probe import settled, with_head
 from gacd.progress import Progress
+from gacd.results import fingerprint
 from gacd.runs import config, data_dir_of, held_out, remember
 
 
@@ -101,9 +102,8 @@ def probe(
         seed=held.get("seed", seed),
     )
     check_train(images)
-    radius = float(Ratio(known.get("eps", 8 / 255))) if eps is None else eps
     options: dict[str, Any] = dict(solver=solver, select=select, weight_decays=weight_decays, epochs=epochs, lr=lr)
-    options |= dict(eps=radius, step_size=step_size, steps=steps, seed=seed)
+    options |= dict(eps=known.get("eps") if eps is None else eps, step_size=step_size, steps=steps, seed=seed)
     options = settled(network, images, **options)
     fabric, _ = launch(device, precision="32")
     place = Path(out) if out else path / f"probe-{Path(data).absolute().name}" if apart else path
@@ -159,7 +159,10 @@ def fit_head(
     else:
         opened = checkpoint.open_source(str(folder / "last.pt"))
         known = opened.record
-        state = checkpoint.read(folder / "last.pt")["method"]
+        newest = checkpoint.read(folder / "last.pt")
+        state = newest["method"]
+        if newest["data_sha256"] != fingerprint(images.train):
+            raise InputError("the training images are not those of the run's bank", run, "--head linear takes any")
         own = {name.removeprefix("student."): t for name, t in state.items() if name.startswith("student.")}
         opened.model.load_state_dict(own)  # the bank is of these weights, not of their average
         if f"bank_{head[0]}.rows" not in state:

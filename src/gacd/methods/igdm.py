@@ -7,7 +7,8 @@ from gacd.methods.adaad import AdaAD
 
 
 class IGDM(AdaAD):
-    """AdaAD + weight p KL(T(x+d) - T(x-d) || S(x+d) - S(x-d)), d = x' - x, p the share of training done.
+    """AdaAD + weight p KL(T(x+d) - T(x-d) || S(x+d) - S(x-d)), d = x' - x, p the share of training done,
+    `clock.progress`.
 
     A difference of logits over 2d stands for the input gradient along d. x - d may leave [0,1].
 
