@@ -1,10 +1,13 @@
 """Fixtures of several files."""
 
 import pytest
+import torch
 from sounds import EPS, trained
 from students import network, save
 
 from gacd import data
+
+torch.set_num_threads(1)  # networks trained here have the bits of one thread, whatever starts pytest
 
 
 @pytest.fixture(scope="module")

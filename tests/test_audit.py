@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from broken import BROKEN, Broken, HalfLogits, HugeLogits, Probabilities
+from rich.console import Console
 from sounds import EPS, finding, fresh, trained, verdicts
 from torch import nn
 
@@ -15,6 +16,7 @@ from gacd.audit import QUICK, Audit, Finding, audit
 from gacd.audits.case import Case
 from gacd.audits.fresh import Fresh
 from gacd.errors import GacdError, InputError
+from gacd.outcome import conclude
 
 NAMES = list(QUICK)
 
@@ -217,6 +219,12 @@ def test_the_worst_finding_is_the_verdict():
     assert exits("suspect", "invalid", "passed") == ("INVALID", 4)
     result = Audit([Finding("a", "suspect", "x"), Finding("b", "invalid", "y", "z")])
     assert [str(f) for f in result.troubles] == ["invalid: b: y (z)", "suspect: a: x"]
+
+
+def test_an_audit_that_was_skipped_at_any_radius_is_named(capsys):
+    found = [Audit([Finding("re-check", outcome, "")]) for outcome in ("passed", "skipped")]
+    conclude(found, [0.05, 0.1], Console(), "quick")
+    assert "TRUSTED: 1 quick audits passed; skipped: re-check at eps 0.1 (" in capsys.readouterr().out
 
 
 def test_a_single_step_is_no_measure_of_robustness(sound, images):

@@ -186,15 +186,19 @@ def test_a_bug_leaves_its_traceback_in_a_file(monkeypatch, capsys, place):
     assert "KeyError: 'secret'" in file.read_text()
 
 
-def test_a_full_gpu_is_no_bug(monkeypatch, capsys, place):
-    def full(**options):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee documentation")
+def out_of_gpu(**options):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee documentation")
 
+
+@pytest.mark.parametrize(
+    ("full", "whose"), [(out_of_gpu, "the GPU's "), (lambda **_: torch.empty(2**62, dtype=torch.uint8), "")]
+)
+def test_full_memory_is_no_bug(monkeypatch, capsys, place, full, whose):
     monkeypatch.setattr("gacd.transfer.probe", full)
     monkeypatch.setitem(COMMANDS, "probe", "")
     monkeypatch.setattr("gacd.cli.Parser.add", lambda *args, **options: None)
     assert main(["probe"]) == 1
-    expected = "gacd: error: the GPU's memory is full: gacd probe (a lower --chunk or --batch-size)\n"
+    expected = f"gacd: error: {whose}memory is full: gacd probe (a lower --chunk or --batch-size)\n"
     assert capsys.readouterr().err == expected
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,3 +191,26 @@ def test_there_are_no_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(InputError, match="fewer GPUs than processes: 1 < 2"):
         launch("cuda", 2)
+
+
+def test_the_other_processes_end_with_the_first(tmp_path):
+    """Killed as by `timeout` or for memory; what it had locked is another's then."""
+    code = """
+import os, sys, time
+from gacd.device import launch
+fabric, _ = launch("cpu", 2)
+open(sys.argv[1] + f"/{fabric.global_rank}", "w").write(str(os.getpid()))
+time.sleep(120)
+"""
+    (tmp_path / "run.py").write_text(code)
+    argv = [sys.executable, str(tmp_path / "run.py"), str(tmp_path)]
+    first = subprocess.Popen(argv, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    until = time.monotonic() + 120
+    while not ((tmp_path / "1").exists() and (tmp_path / "1").read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    other = Path(f"/proc/{(tmp_path / '1').read_text()}/stat")
+    while other.exists() and other.read_text().split(") ")[1][0] != "Z" and time.monotonic() < until:
+        time.sleep(0.1)
+    assert time.monotonic() < until

@@ -1,6 +1,7 @@
 """What an evaluation takes: test data in any form, and what it refuses in a line."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +33,9 @@ def test_data_in_any_form_is_the_same():
         (floats, y.int()),
         loader,
         [(floats[:3], y[:3]), (floats[3:], y[3:])],
+        [floats, y],
+        (floats.numpy(), y.numpy()),
+        [(floats.numpy(), y.numpy())],
     ):
         x, labels = images_of(form)
         assert torch.equal(x if x.is_floating_point() else x.float() / 255, floats)
@@ -52,6 +56,7 @@ def test_data_in_any_form_is_the_same():
         ((images(2), torch.arange(3)), "expected images"),
         ((images(0), torch.arange(0)), "expected images"),
         ((images(2), torch.tensor([0, 2])), "fewer classes than the data: 2 <= label 2"),
+        ([], "expected images"),
         ("no-such-set", "unknown data set"),
     ],
 )
@@ -65,6 +70,27 @@ def test_logits_that_are_not_finite_are_refused():
     model.layer.bias.data[0] = math.nan
     with pytest.raises(InputError, match="logits or gradients are not finite"):
         evaluate(model, (images(3), torch.zeros(3, dtype=torch.int64)))
+
+
+def test_a_network_that_is_finite_in_float32_alone_is_attacked_in_it():
+    class Probable(nn.Module):
+        """Logarithms of a sigmoid, which is 1 in bfloat16."""
+
+        def forward(self, x):
+            p = torch.sigmoid((x.mean((1, 2, 3)) * 20).to(torch.get_autocast_dtype("cpu") if coarse() else x.dtype))
+            return torch.stack([p.log(), (1 - p).log()], 1).float()
+
+    def coarse():
+        return torch.is_autocast_enabled("cpu")
+
+    x = torch.tensor([0.45, 0.1, -0.01]).add(0.02).view(3, 1, 1, 1).expand(3, 1, 16, 16).contiguous()
+    y, bf16 = torch.tensor([0, 0, 0]), partial(torch.autocast, "cpu", torch.bfloat16)
+    with bf16():
+        assert not Probable()(x).isfinite().all()
+    plain = evaluate(Probable(), (x, y), ["pgd3", "apgd-ce3"], eps=0.05)
+    assert plain.natural > 0
+    coarsely = evaluate(Probable(), (x, y), ["pgd3", "apgd-ce3"], eps=0.05, search=bf16)
+    assert coarsely.robust == plain.robust
 
 
 @pytest.mark.parametrize(

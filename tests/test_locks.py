@@ -1,11 +1,12 @@
 """A directory has one owner at a time."""
 
+import errno
 import threading
 from contextlib import ExitStack
 
 import pytest
 
-from gacd.errors import Locked
+from gacd.errors import InputError, Locked
 from gacd.locks import owned
 
 
@@ -18,6 +19,15 @@ def test_one_owner(tmp_path):
             owned(tmp_path / "run"),
         ):
             pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=r"its file system has no locks: .*: No locks available"), owned(tmp_path):
+        pass
 
 
 def test_an_owner_is_waited_for(tmp_path):

@@ -102,6 +102,9 @@ def test_evaluate_gives_it_the_images_still_right_in_chunks_and_the_network_unco
     expected[3] = False
     assert torch.equal(result.survivors, expected)
     assert 0 < int(expected.sum()) < 9
+    asked.clear()  # it cannot be given no images
+    assert evaluate(Network(), (x, 9 - y), ["autoattack"], eps=0.1).worst == 0
+    assert not asked
     monkeypatch.setattr(torch, "compile", lambda model, **options: SimpleNamespace(_orig_mod=model))
     assert torch.equal(evaluate(Network(), (x, y), ["autoattack"], eps=0.1, compile=True).survivors, expected)
 

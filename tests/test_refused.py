@@ -105,6 +105,8 @@ def test_a_training_took_as_long_as_its_resumes_together(tmp_path):
 def test_options_that_would_do_nothing_and_files_that_say_nothing(tmp_path, capsys):
     assert main(["probe", str(tmp_path), "--head", "teacher", "--lr", "0.1"]) == 2
     assert "class means are not trained: --head teacher" in capsys.readouterr().err
+    assert main(["evaluate", "resnet8:none", "--data", "digits", "--seed", str(2**64)]) == 2
+    assert "seed must be from" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_bytes("lr: 1".encode("utf-16"))
     with pytest.raises(InputError, match="no readable config"):
         config(tmp_path)

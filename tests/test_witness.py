@@ -66,6 +66,9 @@ def test_each_radius_has_its_pack_and_the_same_one_again_is_the_same_file(place,
     assert not packs("none")
     assert main([*ARGV, "--out", "few", "--witnesses", "7"]) == 0
     assert witness.read(pack_at_8("few")).about["n"] == 7
+    shutil.copytree("t", odd := "実験\u3000\u200d")
+    assert main(["evaluate", odd, *ARGV[2:], "--out", "odd"]) == 0
+    assert main(["verify", "t", str(pack_at_8("odd"))]) == 0
     assert main(["verify", "t", str(pack_at_8("few"))]) == 0
     capsys.readouterr()
     assert main(["verify", "t", *map(str, packs("t"))]) == 0

@@ -89,7 +89,7 @@ def evaluate(
     """
     if (chunk is not None and chunk < 1) or (n is not None and n < 1):
         raise UsageError("n and chunk must be at least 1", f"n = {n}, chunk = {chunk}")
-    check_ranges(dict(devices=devices))
+    check_ranges(dict(devices=devices, seed=seed))
     for radius in (eps := list(dict.fromkeys(eps or [RADII[norm]]))):
         check_threat(norm=norm, eps=radius, step_size=step_size or 0.0)
     attacks = list(dict.fromkeys(attacks))

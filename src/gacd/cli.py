@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
-            return _fail(f"the GPU's memory is full: gacd {argv[0]} (a lower --chunk or --batch-size)", 1)
+        whose = "the GPU's " * (type(error).__name__ == "OutOfMemoryError")  # torch's, not imported for --help
+        if whose or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            return _fail(f"{whose}memory is full: gacd {argv[0]} (a lower --chunk or --batch-size)", 1)
         with tempfile.NamedTemporaryFile("w", prefix="gacd-", suffix=".txt", delete=False) as file:
             file.write(" ".join(["gacd", *argv]) + "\n" + traceback.format_exc())
         if where := typed.blamed(error):

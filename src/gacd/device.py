@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -54,6 +55,8 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
         accelerator=device, devices=devices, num_nodes=nodes, precision=PRECISIONS[precision], strategy=strategy
     )
     fabric.launch()
+    if fabric.local_rank > 0 and not local:  # those of torchrun are ended by it
+        end_with_parent()
     return fabric, precision
 
 
@@ -94,6 +97,12 @@ def exact_on_cuda() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True  # or gradients of weights are summed in any order
     warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")  # torch.compile wants them back
+
+
+def end_with_parent() -> None:
+    """On Linux this process dies with the one that started it: what that one had locked may be another's then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def keep_freed_memory() -> None:

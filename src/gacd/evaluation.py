@@ -224,11 +224,12 @@ def images_of(data: Any) -> tuple[Tensor, Tensor]:
         data = data.test
     if isinstance(data, datasets.Split):
         x, y = data.images, data.labels
-    elif isinstance(data, tuple):
-        x, y = data
+    elif isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple | list):
+        x, y = map(torch.as_tensor, data)
+    elif batches := list(data):
+        x, y = (torch.cat([torch.as_tensor(batch[i]) for batch in batches]) for i in (0, 1))
     else:
-        batches = list(data)
-        x, y = torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+        x = y = torch.empty(0)
     if x.ndim != 4 or y.ndim != 1 or len(x) != len(y) or len(y) == 0:
         raise InputError("expected images (N,C,H,W) and labels (N,), N > 0", f"{tuple(x.shape)}, {tuple(y.shape)}")
     if int(y.min()) < 0 or not (x.is_floating_point() or x.dtype == torch.uint8):

@@ -26,7 +26,8 @@ def attacked(
     """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
 
     Where only the quick network in the search's precision saw an image beaten, or could not tell, the runs in doubt are
-    made once more, on the network itself in float32, in chunks of `again`.
+    made once more, on the network itself in float32, in chunks of `again`; all runs where what the search found is not
+    finite, as a network may be in bfloat16 alone.
     """
     only: dict[int, set[int]] | None = None
     for network, precision, rows in ((quick, context, chunk), (model, nullcontext, again)):
@@ -40,13 +41,16 @@ def attacked(
             while len(doubts) >= (rows if block else 1):  # a sweep may give more at once than a chunk holds
                 where, x_adv = (torch.cat(parts) for parts in zip(*found, strict=True))
                 found = [(where[rows:], x_adv[rows:])]
-                where, x_adv = where[:rows], x_adv[:rows].contiguous(memory_format=torch.channels_last)
-                right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == fetch(where)[1].cpu()
+                where, x_adv = where[:rows], x_adv[:rows]
+                x, y, _ = fetch(where)
+                lost = ~x_adv.flatten(1).isfinite().all(1) if only is None else torch.zeros_like(y, dtype=torch.bool)
+                x_adv = torch.where(lost.view(-1, 1, 1, 1), x, x_adv).contiguous(memory_format=torch.channels_last)
+                right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == y.cpu()
                 if only is None:
+                    told = zip(where.tolist(), doubts, lost.tolist(), right.tolist(), strict=False)
+                    every = set(range(search.runs))
                     unsure |= {
-                        image: runs
-                        for image, runs, still in zip(where.tolist(), doubts, right.tolist(), strict=False)
-                        if runs and still
+                        image: every if gone else runs for image, runs, gone, still in told if (gone or runs) and still
                     }
                 doubts = doubts[rows:]
                 sure = torch.tensor([image not in unsure for image in where.tolist()])

@@ -20,7 +20,7 @@ def owned(run: Path, name: str = ".lock", *, wait: float = 0) -> Iterator[None]:
         raise InputError("cannot use run directory", f"{run}: {error.strerror}") from None
     until = time.monotonic() + wait
     with file:
-        while not _taken(file.fileno()):
+        while not _taken(file.fileno(), run):
             if time.monotonic() >= until:
                 raise Locked("another process is using the run", run, "try again when it has ended")
             time.sleep(0.1)
@@ -37,9 +37,11 @@ def owned_by_all(run: Path) -> Iterator[None]:
         yield
 
 
-def _taken(file: int) -> bool:
+def _taken(file: int, run: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError as error:
+        raise InputError("its file system has no locks", f"{run}: {error.strerror}", "another --out") from None
     return True

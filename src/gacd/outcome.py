@@ -39,12 +39,13 @@ def compare(rows: list[dict[str, Any]], audit: Audit) -> None:
 def conclude(found: list[Audit], eps: list[float], say: Console, audits: str) -> None:
     """Prints what audits found at some radii; raises what is not trusted."""
     worst = max(found, key=lambda result: result.exit_code)
+    left: list[str] = []
     for radius, result in zip(eps, found, strict=True):
         at = f" at eps {Ratio(radius)}" if len(eps) > 1 else ""
         for finding in result.troubles:
             say.print(clean(f"{finding}{at}"), markup=False)
+        left += [finding.name + at for finding in result.findings if finding.outcome == "skipped"]
     passed = sum(finding.outcome == "passed" for finding in worst.findings)
-    left = [finding.name for finding in worst.findings if finding.outcome == "skipped"]
     if worst.exit_code == 0:
         also = f"; skipped: {', '.join(left)}" if left else ""
         say.print(f"TRUSTED: {passed} {audits} audits passed{also} ({worst.seconds:.0f} s)", markup=False)

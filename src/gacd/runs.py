@@ -71,11 +71,6 @@ class Run:
         self.logged, self.best, self.last = state["logged"], state["best"], state["last"]
         return state["step"]
 
-    def forget_classifier(self) -> None:
-        """Removes one that was fitted on weights which are about to change."""
-        if self.writes:
-            (self.out / "checkpoints" / "probe.pt").unlink(missing_ok=True)
-
     def __enter__(self) -> "Run":
         if self.writes:
             self.out.mkdir(parents=True, exist_ok=True)

@@ -98,8 +98,8 @@ def fit(
     average = AveragedModel(method.student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
     run = Run(out, method, optimizer, average, data)
     first, last = run.restore(), epochs * len(loader)
-    if first < last:
-        run.forget_classifier()
+    if first < last and run.writes:  # a classifier that was fitted later is of weights that are about to change
+        (out / "checkpoints/probe.pt").unlink(missing_ok=True)
     statistics = [b for b in method.student.buffers() if b.is_floating_point()]
     progress = Progress(last, first, quiet=fabric.global_rank > 0)
     with Stopping(fabric.device) as stopping, progress, run:

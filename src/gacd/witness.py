@@ -27,6 +27,7 @@ from gacd.journal import Beaten
 from gacd.parser import Ratio, exact
 from gacd.readers import Split
 from gacd.results import fingerprint, in_full
+from gacd.tables import clean
 
 FORMAT = 1
 KEY = "gacd-witnesses"  # of the metadata in the file's header
@@ -114,6 +115,7 @@ def write(path: Path, split: Split, result: Evaluation, found: Beaten, **about: 
     )
     threats = {name: in_full(threat) for name, threat in result.threats.items()}
     told = dict(format=FORMAT, gacd=version("gacd"), n=n, attacks=attacks, threats=threats, classes=result.classes)
+    about = {name: clean(value) if isinstance(value, str) else value for name, value in about.items()}  # paths
     pack = Pack(told | in_full(about), tensors)
     pack.about |= dict(correct=pack.counts, accuracy={name: count / n for name, count in pack.counts.items()})
     save(path, pack)

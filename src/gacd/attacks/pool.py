@@ -52,13 +52,15 @@ def sweep(
         image found does not: those that saw it beaten, or so near to it that autocast's precision could not tell, and
         those that were given up.
     """
+    if not len(which):
+        return
     if isinstance(search, Official):
         model = getattr(model, "_orig_mod", model)  # not compiled: its batches are of any size
         for where in which.split(chunk):
             x, y, _ = fetch(where)
             yield where, search.attack(model, x, y), [set() for _ in where]
         return
-    local = localised(model, fetch(which[:1])[0], chunk) if search.guesses and len(which) else None
+    local = localised(model, fetch(which[:1])[0], chunk) if search.guesses else None
     layout = torch.contiguous_format if local else torch.channels_last  # windows are cut from them
     if local:
         model, chunk = local, local.slots
