@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/gacd demo --out demo

@@ -28,7 +28,7 @@ def test_every_line_parses(argv):
         method, *rest = rest
         assert method in methods.names(teacher=command == "distill")
         cls = methods.load(method)
-        parser.add(cls, group="method", owner=cls.__init__)
+        parser.add(cls, group="method")
         parser.add(commands.train, group="run", skip={"method", "method_options", "fit_options"})
         parser.add(fit, group="training")
     else:

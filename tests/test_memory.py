@@ -15,7 +15,7 @@ Y = torch.tensor([0, 1, 2, 0, 2])
 
 def drawn(labels, y, k, key):
     """Each anchor's negatives, as positions in the bank, in their columns' order."""
-    columns, keep = draw(labels, y, k, key, float(labels.bincount().max()) / len(labels))
+    columns, keep = draw(labels, y, k, key)
     assert keep.shape == (len(y), len(columns))
     assert set(keep.flatten().tolist()) <= {0.0, 1.0}
     return [columns[row.bool()].tolist() for row in keep]
@@ -46,7 +46,7 @@ def test_the_whole_pool_is_drawn_when_k_is_its_size():
 def test_each_image_of_another_class_is_equally_likely(labels, k):
     draws, count = 600, torch.zeros(3, len(labels), dtype=torch.float64)
     for seed in range(draws):
-        columns, keep = draw(labels, torch.arange(3), k, noise.key("fair", seed), 0.75)
+        columns, keep = draw(labels, torch.arange(3), k, noise.key("fair", seed))
         count[:, columns] += keep
     for y in range(3):
         pool = labels != y
@@ -60,7 +60,7 @@ def test_each_image_of_another_class_is_equally_likely(labels, k):
 
 def test_a_large_bank_is_searched_only_as_far_as_needed():
     labels = torch.arange(5000) % 10
-    columns, keep = draw(labels, torch.arange(10), 500, noise.key(0), 0.1)
+    columns, keep = draw(labels, torch.arange(10), 500, noise.key(0))
     assert 500 <= len(columns) < 700
     assert keep.sum(1).tolist() == [500.0] * 10
     assert len(columns.unique()) == len(columns)
@@ -69,7 +69,7 @@ def test_a_large_bank_is_searched_only_as_far_as_needed():
 def test_a_prefix_that_falls_short_is_replaced_by_the_whole_order():
     labels, lengths = (torch.arange(5000) % 10 == 0).long(), set()
     for seed in range(150):
-        columns, keep = draw(labels, torch.arange(2), 400, noise.key(seed), 0.9)
+        columns, keep = draw(labels, torch.arange(2), 400, noise.key(seed))
         assert keep.sum(1).tolist() == [400.0, 400.0]
         lengths.add(len(columns))
     assert len(lengths) == 2

@@ -90,7 +90,7 @@ def test_the_command_makes_the_run_again(tmp_path):
     assert (gacd, verb, method) == ("gacd", "distill", "gacd")
     parser = Parser("gacd", "")
     cls = methods.load(method)
-    parser.add(cls, group="method", owner=cls.__init__)
+    parser.add(cls, group="method")
     parser.add(commands.train, group="run", skip={"method", "method_options", "fit_options"})
     parser.add(fit, group="training")
     values = parser.read(rest)

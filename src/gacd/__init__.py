@@ -2,7 +2,7 @@
 
 >>> import gacd
 >>> model = gacd.load("runs/teacher")
->>> gacd.evaluate(model, "cifar10", attacks=["pgd20"]).robust  # doctest: +SKIP
+>>> gacd.evaluate(model, "cifar10", attacks=["pgd20"]).robust
 """
 
 from importlib import import_module

@@ -3,7 +3,7 @@
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -131,9 +131,9 @@ def evaluate(
     where = Path(out) if out else opened.run
     if where is None:
         say.print("nothing is kept of this evaluation without --out: no results.json, and a stopped one starts anew")
-    say.print(
-        f"adversarial images are searched for in {dict(bf16='bfloat16').get(chosen, 'float32')}, judged in float32"
-    )
+    searched = dict(bf16="bfloat16").get(chosen, "float32")
+    say.print(f"adversarial images are searched for in {searched}, judged in float32")
+    # What is in every entry of results.json (with `code`), in the journal's key besides, and in a witness pack.
     origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
     origin |= dict(data_sha256=results.fingerprint(split))
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen + ", compiled" * compile)
@@ -152,7 +152,7 @@ def evaluate(
     made: list[Journal] = []
     seconds: dict[str, float] = {}
     with (
-        resumable(where),
+        stoppable(where),
         Progress(len(split) * (len(attacks) + 1) * len(eps), quiet=not first) as progress,
         scratch(where, fabric) as folder,
         Fresh(source, mean, std) if first else nullcontext() as fresh,
@@ -168,7 +168,6 @@ def evaluate(
             journal = journals.enter_context(Journal(folder, origin | threat | known, keep=keep))
             made.append(journal)
             result = _together(
-                measure,
                 model,
                 split,
                 attacks,
@@ -185,16 +184,17 @@ def evaluate(
                     continue
                 beaten = journal.witnesses()
                 shown = dict(threat, fresh=fresh, teacher=guide, full=audits == "full")
-                found.append(_audited(model, split, result, beaten, **shown))
-                found[-1].findings[: len(untouched)] = untouched
-                if result and found[-1].exit_code < 4:
-                    new = _entered(where, result, origin | code, found[-1], audits, model)
+                audited = _audited(model, split, result, beaten, **shown)
+                audited.findings[: len(untouched)] = untouched  # seen before any attack
+                found.append(audited)
+                if result and audited.exit_code < 4:
+                    new = _entered(where, result, origin | code, audited, audits, model)
                     rows += new[1:] if rows else new  # the natural images are the same at every radius
                     seconds = result.seconds if len(eps) == 1 else {}
                     if where and witnesses:
                         kept = split.take(torch.arange(min(witnesses, len(split))))
                         packs.append(where / witness.file_name(norm, radius, journal.name))
-                        told |= dict(norm=norm, eps=radius, verdict=found[-1].verdict)
+                        told |= dict(norm=norm, eps=radius, verdict=audited.verdict)
                         witness.write(packs[-1], kept, result, beaten, **told)
         for journal in made:
             journal.settled = not any(audited.unfinished for audited in found)
@@ -203,7 +203,7 @@ def evaluate(
     if result and result.classes > images.num_classes:
         says = f"{result.classes} outputs for {images.num_classes} classes: output i must be class i of"
         print(f"gacd: warning: {says} {', '.join(images.classes[:5])}, ...", file=sys.stderr)
-    invalid = [result for result in found if result.exit_code == 4 and not result.unfinished]
+    invalid = [audited for audited in found if audited.exit_code == 4 and not audited.unfinished]
     if where and invalid:
         same = dict(sha256=str(origin["sha256"]), data=images.name)
         if count := results.doubt(where, invalid[0], same):
@@ -245,7 +245,7 @@ def _audited(model: nn.Module, split: Split, result: Evaluation | None, beaten: 
 def _entered(
     where: Path | None, result: Evaluation, about: dict[str, Any], found: Audit, audits: str, model: nn.Module
 ) -> list[dict[str, Any]]:
-    """One radius's entries as results.json holds them now: what stands there may leave this one in doubt."""
+    """One radius's entries as results.json holds them now; what stands there may leave doubts, added to `found`."""
     rows = results.entries(result, about, found, audits)
     if not where:
         return rows
@@ -258,7 +258,7 @@ def _entered(
 
 
 @contextmanager
-def resumable(where: Path | None) -> Iterator[None]:
+def stoppable(where: Path | None) -> Iterator[None]:
     """Says of an interrupted evaluation that it goes on, where its verdicts are kept."""
     try:
         yield
@@ -278,7 +278,7 @@ def scratch(where: Path | None, fabric: "Fabric") -> Iterator[Path]:
             yield Path(fabric.broadcast(folder))
 
 
-def _together(measure: Callable[..., Evaluation], *args: Any, **options: Any) -> Evaluation | None:
+def _together(*args: Any, **options: Any) -> Evaluation | None:
     """All processes' shards; None if the network is not finite somewhere: the audits say what it is."""
     result = Evaluation()
     with ranks.together(), suppress(NotFinite):

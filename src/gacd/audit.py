@@ -19,6 +19,7 @@ from gacd.audits.case import Case
 from gacd.audits.fresh import Fresh
 from gacd.audits.network import mode
 from gacd.classifier import device_of, lay_out
+from gacd.data import on_device
 from gacd.device import exactly
 from gacd.errors import InputError
 from gacd.evaluation import rows_on
@@ -80,13 +81,9 @@ def audit(
     if correct is not None and "natural" not in correct:
         raise InputError('an audit needs the verdicts on the images themselves, "natural"', sorted(correct))
     device = device_of(model)
-
-    def images(tensor: Tensor) -> Tensor:
-        return tensor[:n].detach().float().to(device).contiguous(memory_format=torch.channels_last)
-
     case = Case(
         model=model,
-        x=images(x),
+        x=on_device(x[:n].detach(), device),
         y=y[:n].long().to(device),
         norm=norm,
         eps=eps,
@@ -94,7 +91,7 @@ def audit(
         chunk=min(chunk or rows_on(device), n),
         seed=seed,
         given=None if correct is None else {name: mask[:n].cpu() for name, mask in correct.items()},
-        given_x_adv=None if x_adv is None or correct is None else images(x_adv),
+        given_x_adv=None if x_adv is None or correct is None else on_device(x_adv[:n].detach(), device),
         fresh=fresh,
         teacher=teacher,
         noises=noises,

@@ -131,7 +131,7 @@ def training_parser(command: str, method: str) -> Parser:
 
     cls = methods.load(method)
     parser = Parser(f"gacd {command} {method}", inspect.getdoc(cls) or "", configs=True)
-    parser.add(cls, group="method", owner=cls.__init__)
+    parser.add(cls, group="method")
     skip = {"method", "method_options", "fit_options", *(["teacher"] if command == "train" else [])}
     parser.add(commands.train, group="run", skip=skip)
     parser.add(fit, group="training")

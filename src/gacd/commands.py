@@ -62,9 +62,8 @@ def train(
     run = Path(out)
     if (mean or std) and all(Path(source).exists() for source in (init, teacher) if source):
         raise UsageError("--mean and --std are for a foreign --teacher or --init", "ARCH:FILE")
-    foreign = dict(mean=mean, std=std)
-    started = checkpoint.open_source(init, **({} if Path(init).exists() else foreign)) if init else None
-    guide = checkpoint.open_source(teacher, **({} if Path(teacher).exists() else foreign)) if teacher else None
+    started = prepare.open_among(init, mean, std) if init else None
+    guide = prepare.open_among(teacher, mean, std) if teacher else None
     cls = methods.load(method)
     if guide is None and "teacher" in inspect.signature(cls).parameters:
         raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
@@ -91,8 +90,8 @@ def train(
     if guide and teacher:
         note = prepare.check_teacher(guide, teacher, images)
         say.print(f"teacher {teacher}: {note}", markup=False)
-    if not built.trains_head and not len(images.val):
-        raise UsageError("the probe needs held-out images", "--val-size 0", "at least 1")
+    radius = getattr(built, "eps", None)
+    heads = None if built.trains_head else settled(student, images, eps=radius, seed=fit_options["seed"])
     aim = cost_of
     if aim and resumable(run):  # its epochs are settled, wherever that run is now
         aim, kept = None, config(run)
@@ -118,8 +117,7 @@ def train(
         began(run, price, chosen, fabric.device, stage | dict(weights=method_options.get("weights")), init)
         summary = fit(built, images, run, fabric, **fit_options)
         if ranks.rank() == 0:
-            if not built.trains_head and not (run / "checkpoints/probe.pt").exists():  # or one was chosen since
-                heads = settled(student, images, eps=getattr(built, "eps", None), seed=fit_options["seed"])
+            if heads and not (run / "checkpoints/probe.pt").exists():  # or one was chosen since
                 fit_head(run, images, say, heads, device=fabric.device)
             best = summary["best"]
             if "val_robust" in best:

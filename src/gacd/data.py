@@ -120,7 +120,7 @@ def same(name: str | None, other: str | None) -> bool:
 def settled(name: str | None, size: int | None, record: dict[str, Any]) -> tuple[str, int | None]:
     """Name and size of a data set: as asked for, else as `record` has them.
 
-    Its size is that of its own images; a folder's of any folder, since it may be the same under another name.
+    The record's size counts for the record's data set, and for any folder if that is one: it may lie elsewhere now.
 
     Raises:
         UsageError: nobody names one.

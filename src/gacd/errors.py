@@ -56,7 +56,7 @@ class Diverged(GacdError):
 
 
 class Stopped(GacdError):
-    """Ended by a signal after saving: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Ended by a signal after saving: 130 for Ctrl-C, 143 for SIGTERM, 129 for a hang-up."""
 
     def __init__(self, signal: int, where: object):
         self.exit_code = 128 + signal

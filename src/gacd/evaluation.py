@@ -1,6 +1,6 @@
 """Accuracy on natural images and under attack, per image: a number that does not depend on how it was computed.
 
-Every forward runs on chunks of one fixed shape (the last one padded) and whatever is random is a function of
+Every forward of a pass runs on chunks of one fixed shape (the last one padded) and whatever is random is a function of
 (seed, attack, image), so the verdict on an image does not depend on its neighbours.
 """
 
@@ -150,7 +150,7 @@ class Evaluation:
     Attributes:
         correct: "natural" and each attack -> (N,) bool, True where the image was still classified rightly.
         seconds: the same keys -> wall time; none for an attack that was stopped and goes on.
-        threats: each attack -> its norm, eps, step_size and steps.
+        threats: each attack -> norm, eps and, where it has them, step_size, steps (of Square: queries) and more.
         classes: that the network knows.
     """
 
@@ -199,7 +199,7 @@ class Evaluation:
 
 
 def interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's exact interval of a share."""
+    """Clopper and Pearson's exact interval of a share, `correct` of n: (low, high) in [0,1]."""
     from scipy.special import betaincinv
 
     tail = (1 - confidence) / 2

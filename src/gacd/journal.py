@@ -37,10 +37,8 @@ class Journal:
     def __init__(self, folder: Path | None = None, key: dict[str, Any] | None = None, *, keep: int = KEPT):
         self.keep, self.owner = keep, ExitStack()
         self.settled = True
-        self.folder: Path | None = None
         self.name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]  # of the key
-        if folder is not None:
-            self.folder = folder / f".evaluation-{self.name}"
+        self.folder = None if folder is None else folder / f".evaluation-{self.name}"
         self._read()
 
     def recall(self, attack: str, stage: int) -> tuple[Tensor, Tensor]:

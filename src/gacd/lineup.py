@@ -16,6 +16,7 @@ from gacd.errors import InputError, UsageError
 from gacd.losses import cross_entropy
 from gacd.models.base import classify
 from gacd.models.folding import attackable
+from gacd.prepare import open_among
 from gacd.runs import config, run_of
 
 
@@ -43,11 +44,7 @@ def networks(
     runs: Sequence[str], teacher: str | None, crafted_on: str | None, mean: list[float] | None, std: list[float] | None
 ) -> tuple[list[Network], Network, Network]:
     """Opens the students, their teacher and the network that the fixed adversarial images are crafted on."""
-
-    def opened(source: str, mean: list[float] | None = mean, std: list[float] | None = std) -> checkpoint.Opened:
-        return checkpoint.open_source(source, **({} if Path(source).exists() else dict(mean=mean, std=std)))
-
-    students = {run: opened(run) for run in runs}
+    students = {run: open_among(run, mean, std) for run in runs}
     if teacher is None:
         named = {str(o["teacher"]): o for o in filter(None, (taught(student.run) for student in students.values()))}
         if len(named) != 1:
@@ -56,15 +53,16 @@ def networks(
         ((teacher, options),) = named.items()
         if checkpoint.is_factory(teacher):
             raise UsageError("a factory must be typed on the command line", f"--teacher {teacher}", "not in a file")
-        guide = opened(teacher, mean or options.get("mean"), std or options.get("std"))
+        guide = open_among(teacher, mean or options.get("mean"), std or options.get("std"))
     else:
-        guide = opened(teacher)
+        guide = open_among(teacher, mean, std)
     host = crafted_on or runs[0]
     name = short_names([teacher, *runs, host])
     found = {run: Network(name[run], run, student) for run, student in students.items()}
     guided = found.get(teacher) or Network(name[teacher], teacher, guide)
     there = {teacher: guided} | found
-    return list(found.values()), guided, there.get(host) or Network(name[host], host, opened(host))
+    shown = there.get(host) or Network(name[host], host, open_among(host, mean, std))
+    return list(found.values()), guided, shown
 
 
 def taught(run: Path | None) -> dict[str, Any] | None:

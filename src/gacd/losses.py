@@ -31,11 +31,12 @@ def weights(t: Tensor, y: Tensor, kind: str) -> Tensor:
         kind: "probability" of the true class (the paper's), "correct": 1 where the teacher is right and 0 elsewhere
             (what the paper argues against), "none": 1.
     """
+    t = at_least_float32(t)
     if kind == "none":
-        return at_least_float32(t).new_ones(len(y))
+        return t.new_ones(len(y))
     if kind == "correct":
-        return (t.argmax(1) == y).to(at_least_float32(t).dtype)
-    return at_least_float32(t).softmax(1).gather(1, y[:, None])[:, 0]
+        return (t.argmax(1) == y).to(t.dtype)
+    return t.softmax(1).gather(1, y[:, None])[:, 0]
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest wrong logit minus the true one, (B,): positive where the prediction is wrong, negative where right."""
+    """Largest wrong logit (B,K) minus that of y (B,): (B,), above 0 where wrong (Carlini and Wagner, 2017)."""
     logits = at_least_float32(logits)
     true = y[:, None]
     return logits.scatter(1, true, -math.inf).amax(1) - logits.gather(1, true)[:, 0]
@@ -67,7 +68,7 @@ def magnitude(logits: Tensor) -> Tensor:
 
 
 def gap(actual: Tensor, expected: Tensor) -> Tensor:
-    """How far logits (B,K) are from others, (B,K): each relative to the other one or to its image's `magnitude`."""
+    """|actual - expected| of logits (B,K), each over the larger of |expected| and its image's `magnitude`: (B,K)."""
     usual = magnitude(expected).clamp_min(1e-30)[:, None]
     return (actual - expected).abs() / expected.abs().maximum(usual)
 

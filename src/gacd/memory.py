@@ -30,7 +30,7 @@ class Bank(nn.Module):
         self.rows[index] = F.normalize(mixed, dim=1)
 
 
-def draw(labels: Tensor, y: Tensor, k: int, key: int, largest: float) -> tuple[Tensor, Tensor]:
+def draw(labels: Tensor, y: Tensor, k: int, key: int) -> tuple[Tensor, Tensor]:
     """k negatives of other classes for each anchor, without replacement, as a mask over one shared random prefix.
 
     Each anchor's negatives are the first k images of other classes in one random order, so that one matrix product
@@ -41,16 +41,16 @@ def draw(labels: Tensor, y: Tensor, k: int, key: int, largest: float) -> tuple[T
         y: (B,) of the anchors.
         k: at most the number of images outside the largest class.
         key: from `noise.key`.
-        largest: share of the largest class in `labels`.
 
     Returns:
         columns (L,) of the bank, and keep (B,L), 1.0 exactly k times a row.
     """
-    classes = int(labels.max()) + 1
+    sizes = labels.bincount()
+    largest = float(sizes.max()) / len(labels)
     order = noise.permutation(key, len(labels), labels.device)
     length = min(len(labels), int(1.02 * k / (1 - largest)) + 64)
-    counts = labels[order[:length]].bincount(minlength=classes)
+    counts = labels[order[:length]].bincount(minlength=len(sizes))
     columns = order[:length] if length - int(counts.max()) >= k else order
-    other = labels[columns] != torch.arange(classes, device=labels.device)[:, None]
+    other = labels[columns] != torch.arange(len(sizes), device=labels.device)[:, None]
     keep = other & (other.cumsum(1, dtype=torch.int32) <= k)
     return columns, keep.float()[y]

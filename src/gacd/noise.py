@@ -1,7 +1,8 @@
 """Random numbers as a pure function of (key, index): no generator, no state.
 
 A key is made of the seed, a purpose and the epoch; the index is the image's. So neither the order of the images, nor
-the number of processes, nor a resume changes what is drawn, and the bits are the same on every device.
+the number of processes, nor a resume changes what is drawn, and the bits are the same on every device; but `normal`
+takes logarithms and cosines, which round as the device does.
 The hash is a 32-bit multiply-and-xorshift finaliser with the constants of Wellons' hash-prospector, over a counter.
 """
 

@@ -29,7 +29,7 @@ def show(rows: list[dict[str, Any]], seconds: dict[str, float], say: Console) ->
 
 
 def compare(rows: list[dict[str, Any]], audit: Audit) -> None:
-    """Adds to the audit that the headline is in doubt beside evaluations before it: the worst entry of the new ones."""
+    """Adds to the audit, if it passed, that the lowest of the entries is SUSPECT beside evaluations before it."""
     attacked = [row for row in rows if "verdict" in row]
     worst = min(attacked, key=lambda row: row["correct"], default={})
     if worst.get("verdict") == "SUSPECT" and not audit.exit_code:

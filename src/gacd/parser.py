@@ -49,12 +49,12 @@ class Parser:
             self.parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help=text)
         self.groups: dict[str, list[str]] = {}
 
-    def add(self, function: Callable, group: str = "", skip: Collection[str] = (), owner: Any = None) -> None:
+    def add(self, function: Callable, group: str = "", skip: Collection[str] = ()) -> None:
         """Adds a function's arguments: keyword-only ones as options, others that are str as positionals."""
         from docstring_parser import parse
 
         help_of = {p.arg_name: p.description for p in parse(inspect.getdoc(function) or "").params}
-        hints = typing.get_type_hints(owner or function)
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
         target = self.parser.add_argument_group(group) if group else self.parser
         self.groups.setdefault(group, [])
         for name, parameter in inspect.signature(function).parameters.items():

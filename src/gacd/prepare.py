@@ -1,12 +1,13 @@
 """What must hold before the first step: sensible numbers, a student, and the teacher that was meant."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from gacd import models
 from gacd.attacks import check_threat
-from gacd.checkpoint import Opened
+from gacd.checkpoint import Opened, open_source
 from gacd.classifier import check_features, check_network, device_of, lay_out
 from gacd.data import Dataset, pixels, same
 from gacd.errors import InputError, UsageError
@@ -27,6 +28,11 @@ def check_ranges(options: dict[str, Any]) -> None:
     threat = {n: options[n] for n in ("eps", "step_size", "steps") if options.get(n) is not None}
     if "eps" in threat:
         check_threat(**threat)
+
+
+def open_among(source: str, mean: list[float] | None, std: list[float] | None) -> Opened:
+    """`open_source` of one of several sources that share --mean and --std, which those of gacd's own do not take."""
+    return open_source(source) if Path(source).exists() else open_source(source, mean=mean, std=std)
 
 
 def schedule_notes(options: dict[str, Any]) -> list[str]:

@@ -140,7 +140,7 @@ def attacked(
     seed: int,
     done: Callable[[int], None] = lambda n: None,
 ) -> Draw:
-    """Draws features (B,D), on the CPU, of images on which PGD raises a head's cross-entropy through the whole network.
+    """A function that draws features (B,D), on the CPU, of images on which PGD raises a head's cross-entropy.
 
     Args:
         network: a `Classifier` to whom each head is given in turn; PGD sees it in eval mode.

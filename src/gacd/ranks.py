@@ -1,4 +1,4 @@
-"""What the processes of a distributed run share; with one process every function is the identity."""
+"""What the processes of a distributed run share; with one process nothing is sent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

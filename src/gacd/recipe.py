@@ -93,7 +93,8 @@ def expand(path: Path, **variables: str) -> tuple[list[list[str]], list[Row]]:
 def missing(commands: Sequence[list[str]]) -> list[Task]:
     """The tasks to run: those without a result, what these need and does not exist, and what is measured of that.
 
-    They come in the recipe's order. A run trained anew may have other bits, of which its old numbers are not.
+    They come in the recipe's order. What measures a run that is trained anew is run again too: its old numbers are of
+    other weights.
     """
     tasks: list[Task] = []
     for argv in commands:

@@ -205,7 +205,7 @@ def pictures(section: Section, n: int) -> figures.Figure:
     data_dir, size = chosen[0].options.get("data_dir"), opened[chosen[0].name].record.get("size")
     images = datasets.load(section.data, data_dir=data_dir and str(data_dir), size=size)
     split = images.test.take(torch.arange(min(n, len(images.test))))
-    x, names = split.images.float() / 255, dict(enumerate(images.classes))
+    x, names = datasets.pixels(split.images), dict(enumerate(images.classes))
     norm, eps = section.threat or ("Linf", Ratio("8/255"))
     attacked = {}
     for name, source in opened.items():

@@ -20,6 +20,7 @@ from gacd.evaluation import Evaluation, interval
 from gacd.parser import Ratio, exact
 from gacd.readers import Split
 
+# What makes two entries the same measurement.
 SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "seed", "chunk", "search")
 
 EARLIER = "earlier, full audits"  # findings' names
@@ -76,7 +77,9 @@ def fingerprint(split: Split) -> str:
 
 
 def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """Merges entries into run/results.json, in the place of equal ones; what full audits trusted stays so.
+    """Puts entries into run/results.json, each in the place of one equal in SAME and of the same images.
+
+    Where full audits trusted the very same number, found by the same code, that stays so.
 
     Returns:
         The entries as they stand there.

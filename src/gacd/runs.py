@@ -109,6 +109,7 @@ class Run:
                 checkpoint.write(self.out / "checkpoints" / "best.pt", self.network(self.best))
 
     def network(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What a file of weights holds: config, weights, and a record with a validation's row."""
         student = self.weights
         record = self.origin | row | ({} if self.method.trains_head else dict(head="untrained"))
         return dict(model=student.config(), weights=student.state_dict(), record=record)

@@ -63,7 +63,7 @@ def probe(
         steps: of these attacks.
         seed: of these attacks, of SGD, and of which other images are held out.
         data_dir: where the data sets lie; the run's, $GACD_DATA or ./data if absent.
-        size: pixels a side of other images; if absent the run's, for a foreign network and stl10 32.
+        size: pixels a side of other images; if absent the run's, else the images' own, of stl10 32.
         val_size: other images held out of the training ones to choose, at most a tenth; 1000 if absent.
         mean: a foreign network's normalisation, a number per channel.
         std: likewise.

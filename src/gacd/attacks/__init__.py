@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gacd.attacks.loop import Objective, check_pixels, check_threat, evaluating, in_pixels, maximize
@@ -75,7 +74,7 @@ def fgsm(
     seed: int = 0,
     index: Tensor | None = None,
 ) -> Tensor:
-    """One step of eps from the image itself (Goodfellow et al., 2015); shapes as for `pgd`, the rest is unused."""
+    """One step of eps from the image itself (Goodfellow et al., 2015); shapes as for `pgd`; nothing else counts."""
     return _attacked(FGSM(norm=norm, eps=in_pixels(eps)), model, x, y, index)
 
 
@@ -85,4 +84,4 @@ def _attacked(search: Search, model: nn.Module, x: Tensor, y: Tensor, index: Ten
         return run(search, model, x, y, index)
 
 
-ATTACKS: dict[str, Callable[..., torch.Tensor]] = {"fgsm": fgsm, "pgd": pgd, "margin": margin}
+ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "margin": margin}

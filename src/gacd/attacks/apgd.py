@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gacd import noise
-from gacd.attacks.loop import check_threat, steepest
+from gacd.attacks.loop import steepest
 from gacd.attacks.search import Rows, Search
 from gacd.errors import InputError
 from gacd.losses import at_least_float32, cross_entropy, margin_loss
@@ -45,8 +45,7 @@ class APGD(Search):
         classes: int | None = None,
         restart: int = 0,
     ):
-        super().__init__(norm=norm, eps=eps, seed=seed)
-        check_threat(norm=norm, eps=eps, steps=steps)
+        super().__init__(norm=norm, eps=eps, seed=seed, steps=steps)
         if loss not in LOSSES:
             raise InputError("unknown loss", loss, f"one of {', '.join(LOSSES)}")
         self.loss, self.restart, self.moves = loss, restart, steps

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from gacd import noise
 from gacd.attacks.apgd import count_targets, image_wise, runner_up
-from gacd.attacks.loop import check_threat
 from gacd.attacks.search import Rows, Search
 from gacd.errors import InputError
 from gacd.losses import at_least_float32
@@ -51,8 +50,7 @@ class TargetedFAB(Search):
         eta: float = 1.05,
         beta: float = 0.9,
     ):
-        super().__init__(norm=norm, eps=eps, seed=seed)
-        check_threat(norm=norm, eps=eps, steps=steps)
+        super().__init__(norm=norm, eps=eps, seed=seed, steps=steps)
         if norm != "Linf":
             raise InputError("FAB is there for Linf only", norm)
         self.classes, self.runs, self.restart = classes, count_targets(targets, classes), restart

@@ -66,6 +66,8 @@ class Local:
         self.model, self.slots, self.size = model, slots, (size[0], size[1])
         self.network = Network(model)
         self.graph = fx.Tracer().trace(self.network)
+        # For a square of one pixel, with the halvings that save most: it decides which maps are kept and where windows
+        # lie. A larger square's program that would need others computes all.
         self.smallest = max((self._program(1, halvings) for halvings in range(3)), key=lambda program: program.saved)
         self.programs: dict[int, Program] = {}  # by the square's side, 0 for whole images
         self.maps: dict[fx.Node, Tensor] = {}  # (slots, H+2*ring, W+2*ring, C) each, with zeros around every map

@@ -28,7 +28,7 @@ def maximize(
 
     Args:
         x: (B,C,H,W) pixels in [0,1], the centres of the balls.
-        objective: images -> (B,), made larger; no image's value may depend on another image's gradient.
+        objective: images -> (B,), made larger. Their sum is differentiated: no value may depend on another image.
         eps: radius, in pixel units, such as 0.1 or "8/255".
         step_size: length of a step in the same norm.
         steps: number of gradient steps; the last iterate is returned.

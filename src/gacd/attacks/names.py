@@ -48,7 +48,7 @@ def parse_attack(name: str) -> Named:
     match = re.fullmatch(r"([a-z-]+?)(\d*)(?:x(\d+))?", name)
     family = match[1] if match else ""
     known = family in ("fgsm", "cascade", *LOSSES, *MAKERS)
-    if not match or not known or any(part is not None and part != "" and not int(part) for part in match.groups()[1:]):
+    if not match or not known or any(part and not int(part) for part in match.groups()[1:]):
         raise InputError("unknown attack", name, f"such as {examples()}; the number is that of the steps")
     if family in ("fgsm", "cascade", "autoattack") and match[2]:
         raise InputError("the number of its steps is fixed", name, family)

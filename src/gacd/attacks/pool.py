@@ -173,7 +173,7 @@ class Results:
 
     def is_through(self, image: int) -> bool:
         """Whether nothing that is still to come can change the image's result."""
-        return 0 <= image < len(self.through) and bool(self.through[image])
+        return image < len(self.through) and bool(self.through[image])
 
     def made(self, image: int) -> set[int]:
         """The runs that the image is to be attacked by."""
@@ -226,7 +226,7 @@ def _rows(search: Search, fetch: Fetch, units: Tensor) -> Rows:
 
 
 def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int, layout: torch.memory_format) -> None:
-    """Rows into the pool's slots; the first ones fill it, slots to spare with copies that nobody reads."""
+    """Rows into these places of the pool; the first ones fill it, places to spare with copies that nobody reads."""
     if not pool:
         fill = torch.zeros(chunk, dtype=torch.int64)
         fill[slots] = torch.arange(len(slots))
@@ -241,7 +241,7 @@ def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int, layout: torch.memory
 
 
 def _vacant(pool: Rows, unit: Tensor) -> Tensor:
-    """Slots that no run there is has."""
+    """Numbers of the images kept by `Local` that belong to no run in the pool, ascending."""
     vacant = torch.ones(len(unit), dtype=torch.bool)
     if pool:
         vacant[pool["slot"].cpu()[unit >= 0]] = False

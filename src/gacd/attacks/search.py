@@ -18,7 +18,7 @@ from gacd.losses import cross_entropy
 
 # (B, ...) each: "x" images, "low" and "high" the Linf ball's ends, "y" labels, "index" (B,) what randomness is drawn
 # from, "run" (B,) which of the search's runs, "t" (B,) forwards done, "z" what the network is asked about, and the
-# attack's own
+# attack's own; the pool adds "guess" (see `pool._guess`) and, for `Local`, "slot" (B,): which kept image a row is like
 Rows = dict[str, Tensor]
 
 
@@ -35,10 +35,10 @@ class Search:
         steps: forwards of a run.
         needs: of a run's forwards, in turn: "gradient" of the objective, or "logits" alone.
         targeted: whether `begin` is given the natural images' logits.
-        guesses: whether a later forward's "z" can be made before an earlier one's answer, right unless that changed
-            something: `step` then says in "moved" (B,) bool where it did, at first everywhere; `propose` makes "z" by
-            "t" and the rest alone, and says in "square" (B,3) where it differs from the "z" that last moved something:
-            first row, first column, side; `needs` has one entry.
+        guesses: whether later forwards' "z" can be made before earlier ones are answered. Then `propose` makes "z" of
+            "t" and the run's other entries alone, and sets "square" (B,3) int64: first row, first column and side of
+            where "z" differs from the last "z" that was kept; `step` sets "moved" (B,) bool: whether it kept this "z",
+            which makes guesses beyond it wrong, True at the first forward; `needs` has one entry.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
@@ -47,8 +47,10 @@ class Search:
     runs: int = 1
     steps: int
 
-    def __init__(self, *, norm: str = "Linf", eps: float = 8 / 255, seed: int = 0):
-        check_threat(norm=norm, eps=eps)
+    def __init__(
+        self, *, norm: str = "Linf", eps: float = 8 / 255, seed: int = 0, step_size: float = 0.0, steps: int = 0
+    ):
+        check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
         self.norm, self.eps, self.seed = norm, eps, seed
 
     def begin(self, rows: Rows, logits: Tensor | None) -> None:
@@ -106,8 +108,7 @@ class PGD(Search):
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         restart: int = 0,
     ):
-        super().__init__(norm=norm, eps=eps, seed=seed)
-        check_threat(norm=norm, eps=eps, step_size=step_size, steps=steps)
+        super().__init__(norm=norm, eps=eps, seed=seed, step_size=step_size, steps=steps)
         self.step_size, self.steps, self.loss, self.restart = step_size, steps, loss, restart
 
     def begin(self, rows: Rows, logits: Tensor | None) -> None:

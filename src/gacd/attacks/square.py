@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from gacd import noise
-from gacd.attacks.loop import check_threat
 from gacd.attacks.search import Rows, Search
 from gacd.errors import InputError
 from gacd.losses import margin_loss
@@ -47,8 +46,7 @@ class Square(Search):
         classes: int | None = None,
         restart: int = 0,
     ):
-        super().__init__(norm=norm, eps=eps, seed=seed)
-        check_threat(norm=norm, eps=eps, steps=steps)
+        super().__init__(norm=norm, eps=eps, seed=seed, steps=steps)
         if norm != "Linf":
             raise InputError("the Square Attack is there for Linf only", norm)
         if not 0 < p_init <= 1:

@@ -21,7 +21,7 @@ from gacd.models.folding import attackable
 
 
 class GACD(Method):
-    """Pulls the student's embedding of x+ to the teacher's and away from the teacher's other classes.
+    """Pulls the student's embedding of x+ to the teacher's, and away from the teacher's of images of other classes.
 
     x+ is the image within eps that distorts the student's own features most; each pair counts by the teacher's
     probability of the true class. Afterwards `gacd probe` fits a classifier, and `gacd train pgdat --init` tunes it.
@@ -87,18 +87,12 @@ class GACD(Method):
             raise InputError("no negatives: all training images are of one class", "labels")
         super().__init__(student, teacher, labels)
         self.k = min(k or 16384, len(labels) - int(counts.max()))
-        self.largest = float(counts.max()) / len(labels)
-        self.temperature, self.bank_momentum, self.direction, self.normalize = (
-            temperature,
-            bank_momentum,
-            direction,
-            normalize,
-        )
+        self.temperature, self.bank_momentum, self.projection = temperature, bank_momentum, projection
+        self.direction, self.normalize = direction, normalize
         self.weights, self.teacher_input, self.distance, self.ce = weights, teacher_input, distance, ce
         self.eps, self.step_size, self.steps = eps, step_size, steps
         self.trains_head = ce > 0
         self.embed_t, self.embed_s = nn.Linear(teacher.feature_dim, dim), nn.Linear(student.feature_dim, dim)
-        self.projection = projection
         self.embed_t.requires_grad_(projection == "trained")
         self.register_buffer("begun", torch.tensor(False))
         self.bank_t, self.bank_s = Bank(len(labels), dim, "teacher"), Bank(len(labels), dim, "student")
@@ -159,9 +153,7 @@ class GACD(Method):
         Returns:
             (B,) losses.
         """
-        columns, keep = draw(
-            self.labels, y, self.k, noise.key(self.clock.seed, "negatives", self.clock.step), self.largest
-        )
+        columns, keep = draw(self.labels, y, self.k, noise.key(self.clock.seed, "negatives", self.clock.step))
         keep, loss = keep.to(t.dtype), torch.zeros_like(w)
         for i, (side, anchor, bank) in enumerate((("teacher", t, self.bank_s), ("student", s, self.bank_t))):
             if self.direction in (side, "both"):
