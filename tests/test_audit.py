@@ -223,8 +223,10 @@ def test_the_worst_finding_is_the_verdict():
 
 def test_an_audit_that_was_skipped_at_any_radius_is_named(capsys):
     found = [Audit([Finding("re-check", outcome, "")]) for outcome in ("passed", "skipped")]
-    conclude(found, [0.05, 0.1], Console(), "quick")
+    conclude(found, [0.05, 0.1], Console(width=200), "quick")
     assert "TRUSTED: 1 quick audits passed; skipped: re-check at eps 0.1 (" in capsys.readouterr().out
+    conclude([found[1]] * 2, [0.05, 0.1], Console(width=200), "quick")
+    assert "; skipped: re-check (" in capsys.readouterr().out
 
 
 def test_a_single_step_is_no_measure_of_robustness(sound, images):

@@ -70,6 +70,11 @@ class Featured(LeNet):
     def features(self, x):
         return torch.relu(self.conv(x)).view(len(x), -1)
 
+class Parted(LeNet):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 2, 3))
+
 class Unpooled(Featured):
     def features(self, x):
         return torch.relu(self.conv(x))
@@ -152,6 +157,7 @@ def test_images_are_not_the_network_s_to_change():
             "distill gacd --teacher ./nets.py:Unpooled --data digits --model resnet8 --out a",
             "features(x) has the shape (2, 16, 6, 6), not (2, 576): features (pool and flatten)",
         ),
+        ("distill kd --teacher ./nets.py:Parted --data digits --model resnet8 --out a", "is no better than chance"),
         (
             "distill kd --teacher ./nets.py:colour --data digits --model resnet8 --out a",
             "teacher ./nets.py:colour takes 3",

@@ -133,12 +133,12 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch, capsys):
 def test_a_method_may_leave_its_radius_open(tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "mine.py", "eps: float = 8 / 255", "eps: float | None = None")
-    text = (tmp_path / "mine.py").read_text()
-    (tmp_path / "mine.py").write_text(text.replace("weight, eps\n", "weight, 0.1 if eps is None else eps\n"))
+    text = (tmp_path / "mine.py").read_text().replace("self.eps * self", "(self.eps or 0.1) * self")
+    (tmp_path / "mine.py").write_text(text.replace("    def attack", "    trains_head = False\n\n    def attack"))
     save(tmp_path / "t", network("resnet8-x0.5", 1, digits), digits)
     quick = "--teacher t --model resnet8-x0.25 --epochs 1 --batch-size 400 --val-steps 1 --precision 32 --out a"
     assert main(["distill", "./mine.py", *quick.split()]) == 0
-    assert main(["probe", "a", "--weight-decays", "0.1", "--steps", "1"]) == 0
+    assert main(["probe", "a", "--weight-decays", "0.1", "--steps", "1"]) == 0  # as the training itself did
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)

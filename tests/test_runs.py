@@ -97,6 +97,7 @@ def test_finished_weights_are_not_trained_over(tmp_path, capsys):
     argv = ["train", "standard", *NEW, "--epochs", "1", "--out", "a"]
     assert main(argv) == 0
     best = (tmp_path / "a/checkpoints/best.pt").read_bytes()
+    assert main(["probe", "a", "--weight-decays", "0.1", "--steps", "1"]) == 0
     (tmp_path / "a/checkpoints/last.pt").unlink()
     assert main([*argv[:-2], "--lr", "0.01", "--out", "a"]) == 1
     assert "the run is finished, and its checkpoints/last.pt is gone: a (another --out)" in last_error(capsys)

@@ -133,7 +133,7 @@ def evaluate(
         say.print("nothing is kept of this evaluation without --out: no results.json, and a stopped one starts anew")
     searched = dict(bf16="bfloat16").get(chosen, "float32")
     say.print(f"adversarial images are searched for in {searched}, judged in float32")
-    # What is in every entry of results.json (with `code`), in the journal's key besides, and in a witness pack.
+    # origin and code: of every entry of results.json; known: of the journal's key besides; told: of a witness pack.
     origin = dict(weights=opened.weights, sha256=checkpoint.digest(model), data=images.name, n=len(split))
     origin |= dict(data_sha256=results.fingerprint(split))
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen + ", compiled" * compile)

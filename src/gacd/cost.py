@@ -64,7 +64,8 @@ def spent(run: Path) -> float | None:
 def count(method: Method, data: Dataset) -> dict[str, float]:
     """Operations of one training step and of the student's forward, per image (a multiply-add is two).
 
-    A copy of the method takes two steps on real images; the second is counted, since a first may prepare things.
+    A copy of the method, beside its own teacher, takes two steps on real images; the second is counted, since a first
+    may prepare things.
 
     Args:
         method: any; it is left as it is.
@@ -73,7 +74,7 @@ def count(method: Method, data: Dataset) -> dict[str, float]:
     Returns:
         "flops" of a step, "forward" of the student, and their ratio "forwards": 2n+3 for PGD-AT with n steps.
     """
-    method = copy.deepcopy(method, {id(method.teacher): method.teacher}).train()  # which need not let itself be copied
+    method = copy.deepcopy(method, {id(method.teacher): method.teacher}).train()  # which need not be copiable
     split = data.train.take(torch.arange(min(IMAGES, len(data.train))))
     weight = next(method.student.parameters())
     x, y = pixels(split.images.to(weight.device)).to(weight.dtype), split.labels.to(weight.device)

@@ -3,7 +3,6 @@
 import ctypes
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gacd import ranks
 from gacd.errors import InputError
 
 if TYPE_CHECKING:  # seconds of import that only `launch` needs
@@ -54,9 +54,9 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1, precision: st
     fabric = Fabric(
         accelerator=device, devices=devices, num_nodes=nodes, precision=PRECISIONS[precision], strategy=strategy
     )
+    if os.environ.get("LOCAL_RANK", "0") != "0" and not local:  # those of torchrun are ended by it
+        ranks.end_with_parent()
     fabric.launch()
-    if fabric.local_rank > 0 and not local:  # those of torchrun are ended by it
-        end_with_parent()
     return fabric, precision
 
 
@@ -97,12 +97,6 @@ def exact_on_cuda() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True  # or gradients of weights are summed in any order
     warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")  # torch.compile wants them back
-
-
-def end_with_parent() -> None:
-    """On Linux this process dies with the one that started it: what that one had locked may be another's then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def keep_freed_memory() -> None:

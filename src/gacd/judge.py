@@ -26,8 +26,8 @@ def attacked(
     """Attacks images and judges in float32 what was found: positions (b,), whether still right (b,), images (b,C,H,W).
 
     Where only the quick network in the search's precision saw an image beaten, or could not tell, the runs in doubt are
-    made once more, on the network itself in float32, in chunks of `again`; all runs where what the search found is not
-    finite, as a network may be in bfloat16 alone.
+    made once more, on the network itself in float32, in chunks of `again`; all runs where what was found by autocast is
+    not finite, as a network may be in bfloat16 alone.
     """
     only: dict[int, set[int]] | None = None
     for network, precision, rows in ((quick, context, chunk), (model, nullcontext, again)):
@@ -43,7 +43,9 @@ def attacked(
                 found = [(where[rows:], x_adv[rows:])]
                 where, x_adv = where[:rows], x_adv[:rows]
                 x, y, _ = fetch(where)
-                lost = ~x_adv.flatten(1).isfinite().all(1) if only is None else torch.zeros_like(y, dtype=torch.bool)
+                with precision():
+                    coarse = torch.is_autocast_enabled(x.device.type)
+                lost = ~x_adv.flatten(1).isfinite().all(1) & coarse
                 x_adv = torch.where(lost.view(-1, 1, 1, 1), x, x_adv).contiguous(memory_format=torch.channels_last)
                 right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == y.cpu()
                 if only is None:

@@ -39,21 +39,23 @@ def compare(rows: list[dict[str, Any]], audit: Audit) -> None:
 def conclude(found: list[Audit], eps: list[float], say: Console, audits: str) -> None:
     """Prints what audits found at some radii; raises what is not trusted."""
     worst = max(found, key=lambda result: result.exit_code)
-    left: list[str] = []
-    for radius, result in zip(eps, found, strict=True):
+    skipped = [[finding.name for finding in result.findings if finding.outcome == "skipped"] for result in found]
+    always = [name for name in skipped[0] if all(name in names for names in skipped)]
+    left = list(always)
+    for radius, result, names in zip(eps, found, skipped, strict=True):
         at = f" at eps {Ratio(radius)}" if len(eps) > 1 else ""
         for finding in result.troubles:
             say.print(clean(f"{finding}{at}"), markup=False)
-        left += [finding.name + at for finding in result.findings if finding.outcome == "skipped"]
+        left += [name + at for name in names if name not in always]
     passed = sum(finding.outcome == "passed" for finding in worst.findings)
     if worst.exit_code == 0:
         also = f"; skipped: {', '.join(left)}" if left else ""
         say.print(f"TRUSTED: {passed} {audits} audits passed{also} ({worst.seconds:.0f} s)", markup=False)
         return
-    names = ", ".join(finding.name for finding in worst.troubles)
+    why = ", ".join(finding.name for finding in worst.troubles)
     if worst.exit_code == 3:
-        raise Suspect("SUSPECT, an unverified upper bound on robustness", names, "see above")
-    raise Invalid("INVALID, no robust accuracy is given", names, "see above")
+        raise Suspect("SUSPECT, an unverified upper bound on robustness", why, "see above")
+    raise Invalid("INVALID, no robust accuracy is given", why, "see above")
 
 
 def _table(rows: list[dict[str, Any]], seconds: dict[str, float]) -> Table:

@@ -85,7 +85,7 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     x = pixels(split.images[:2]).to(device_of(teacher))
     lay_out(teacher, x)  # as the trainer's images are
     classes = check_network(teacher, x, f"the teacher {source}")
-    if callable(getattr(teacher, "features", None)):
+    if hasattr(teacher, "feature_dim") and hasattr(teacher, "features"):  # else a part of it may have that name
         check_features(teacher, x, f"the teacher {source}")
     fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one" * own
     if classes != images.num_classes:

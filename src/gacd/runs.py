@@ -176,10 +176,10 @@ def remember(out: Path, options: dict[str, Any]) -> None:
         options: flat names and plain values; those in FREE may change.
     """
     path, kept = out / "config.yaml", {file.name for file in (out / "checkpoints").glob("*.pt")}
+    if kept and finished(out) and not resumable(out):
+        raise InputError("the run is finished, and its checkpoints/last.pt is gone", out, "another --out")
     if resumable(out) or "probe.pt" in kept:
         check_options(out, dict.fromkeys(config(out)) | options, FREE)
-    elif kept and finished(out):
-        raise InputError("the run is finished, and its checkpoints/last.pt is gone", out, "another --out")
     elif ranks.rank() == 0:
         checkpoint.replace(path, yaml.safe_dump(options, sort_keys=False).encode())
 

@@ -161,12 +161,12 @@ def fit_head(
         known = opened.record
         newest = checkpoint.read(folder / "last.pt")
         state = newest["method"]
-        if newest["data_sha256"] != fingerprint(images.train):
-            raise InputError("the training images are not those of the run's bank", run, "--head linear takes any")
         own = {name.removeprefix("student."): t for name, t in state.items() if name.startswith("student.")}
         opened.model.load_state_dict(own)  # the bank is of these weights, not of their average
         if f"bank_{head[0]}.rows" not in state:
             raise InputError("the run has no bank of embeddings", run, "only a run of gacd distill gacd has one")
+        if newest.get("data_sha256", mine := fingerprint(images.train)) != mine:
+            raise InputError("the training images are not those of the run's bank", run, "--head linear takes any")
         projection = state["embed_s.weight"], state["embed_s.bias"]
         model = with_head(opened.model, prototypes(state[f"bank_{head[0]}.rows"], images.train.labels, *projection))
         threat = {name: options[name] for name in ("eps", "step_size", "seed")}

@@ -115,7 +115,7 @@ def write(path: Path, split: Split, result: Evaluation, found: Beaten, **about: 
     )
     threats = {name: in_full(threat) for name, threat in result.threats.items()}
     told = dict(format=FORMAT, gacd=version("gacd"), n=n, attacks=attacks, threats=threats, classes=result.classes)
-    about = {name: clean(value) if isinstance(value, str) else value for name, value in about.items()}  # paths
+    about = {name: clean(value)[:1000] if isinstance(value, str) else value for name, value in about.items()}  # paths
     pack = Pack(told | in_full(about), tensors)
     pack.about |= dict(correct=pack.counts, accuracy={name: count / n for name, count in pack.counts.items()})
     save(path, pack)

@@ -29,6 +29,7 @@ class Search:
         norm: "Linf" or "L2".
         eps: radius, in pixel units.
         seed: of whatever is random.
+        step_size, steps: checked alone; an attack keeps its own.
 
     Attributes:
         runs: that an image takes, such as one towards each class; none depends on another.
