@@ -38,7 +38,7 @@ def test_crd_layout_is_our_contrast_in_value_given_its_negatives_and_live_positi
         for live, ours, theirs in ((t, method.bank_t, crd.rows_t), (s, method.bank_s, crd.rows_s)):
             ours.rows[index] = live  # CRD takes even the positive from the memory
             theirs.copy_(ours.rows)
-        columns, keep = draw(labels, labels[index], k, noise.key(0, "negatives", 0), method.largest)
+        columns, keep = draw(labels, labels[index], k, noise.key(0, "negatives", 0))
         places = torch.stack([torch.cat([i[None], columns[row > 0]]) for i, row in zip(index, keep, strict=True)])
         assert places.shape == (4, k + 1)
         loss = method.contrast(t, s, labels[index], torch.ones(4, dtype=torch.float64)).mean()
