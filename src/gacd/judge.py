@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gacd.attacks.pool import Fetch, sweep
 from gacd.attacks.search import Search
+from gacd.classifier import device_of
 from gacd.errors import NotFinite
 
 
@@ -31,6 +32,8 @@ def attacked(
     """
     only: dict[int, set[int]] | None = None
     for network, precision, rows in ((quick, context, chunk), (model, nullcontext, again)):
+        with precision():
+            coarse = torch.is_autocast_enabled(device_of(model).type)
         found: list[tuple[Tensor, Tensor]] = []
         doubts: list[set[int]] = []
         unsure: dict[int, set[int]] = {}
@@ -43,8 +46,6 @@ def attacked(
                 found = [(where[rows:], x_adv[rows:])]
                 where, x_adv = where[:rows], x_adv[:rows]
                 x, y, _ = fetch(where)
-                with precision():
-                    coarse = torch.is_autocast_enabled(x.device.type)
                 lost = ~x_adv.flatten(1).isfinite().all(1) & coarse
                 x_adv = torch.where(lost.view(-1, 1, 1, 1), x, x_adv).contiguous(memory_format=torch.channels_last)
                 right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == y.cpu()
