@@ -106,8 +106,8 @@ def rate(options: argparse.Namespace) -> Iterator[dict]:
     x = noise.uniform(1, where, (3, 32, 32)).contiguous(memory_format=torch.channels_last)
     y, search, found = where % 10, PGD(), {}
     rows = begin(search, x, y, None, lambda: x)
-    with attackable(model, x) as quick, Operations() as counter:
-        ask(search, quick, rows, "gradient")
+    with Operations() as counter:  # of the network itself: what `attackable` makes of it may compute more, faster
+        ask(search, model, rows, "gradient")
     for name, (dtype, compile) in precisions(device).items():
         a = torch.randn(n, n, device=device).to(dtype)
         with attackable(model, x, compile=compile) as quick, exactly(), searching(device, dtype):

@@ -20,6 +20,7 @@ from gacd.attacks.loop import evaluating
 from gacd.device import exactly
 from gacd.errors import GacdError, InputError
 from gacd.losses import gap
+from gacd.models.side_by_side import lay_side_by_side
 
 PLAIN = int | float | str | tuple  # of attributes: a scale, a stride, a mode
 _twins: "WeakKeyDictionary[nn.Module, Twin]" = WeakKeyDictionary()
@@ -61,7 +62,8 @@ class Twin:
     def __init__(self, model: nn.Module, pairs: list[tuple[str, str]]):
         self.pairs, self.structure = pairs, _structure(model)
         self.module = _copy(model) if pairs else nn.Identity()
-        for _, norm in self.pairs:
+        for conv, norm in self.pairs:
+            lay_side_by_side(self.module.get_submodule(conv))
             parent, _, name = norm.rpartition(".")
             setattr(self.module.get_submodule(parent), name, nn.Identity())
 
