@@ -14,7 +14,7 @@ from gacd.methods.base import Method
 from gacd.runs import UNFINISHED, finished, run_of, story, unfinished
 
 LONG = "--epochs says how long to train"
-IMAGES = 4  # that are counted; the operations per image hardly depend on the batch
+IMAGES = 4  # that are counted, too few for `models.side_by_side`; the operations per image hardly depend on the batch
 
 
 def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: str | None) -> dict[str, Any]:

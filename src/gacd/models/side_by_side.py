@@ -19,29 +19,33 @@ FEW, WIDEST = 8, 256  # images and columns: fewer would gain little, wider maps 
 
 def lay_side_by_side(conv: nn.Module) -> None:
     """Lets a 3x3 convolution do so where that is faster, if it is one; no gradient reaches its parameters then."""
+    vars(conv).pop("_conv_forward", None)  # of what it may have been before
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or conv.stride not in ((1, 1), (2, 2)):
         return
     if (conv.kernel_size, conv.padding, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1):
-        conv.forward = partial(_forward, conv)  # type: ignore[method-assign]
+        conv._conv_forward = partial(_convolved, conv.stride[0])  # type: ignore[method-assign]
 
 
-def _forward(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(x) of (B,C,H,W)."""
+def _convolved(stride: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B,C,H,W) -> (B, C', H/stride, W/stride), rounded up."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    images = _images(conv, x, dtype)
+    images = _images(stride, x, weight, dtype)
     if images == 1:
-        return nn.Conv2d.forward(conv, x)
-    weight, bias = (None if t is None else t.to(dtype) for t in (conv.weight, conv.bias))
-    result: Tensor = _SideBySide.apply(x.to(dtype), weight, bias, conv.stride[0], images)
+        return F.conv2d(x, weight, bias, stride, 1)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    result: Tensor = _SideBySide.apply(x.to(dtype), weight, bias, stride, images)
     return result
 
 
-def _images(conv: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> int:
-    """How many of x (B,C,H,W) stand side by side in a wide map."""
-    (height, width), stride = x.shape[-2:], conv.stride[0]
+def _images(stride: int, x: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
+    """How many of x (B,C,H,W) stand side by side in a wide map, for filters (C',C,3,3) in a computation in dtype."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.ndim != 4 or x.dtype not in SMALL:
+        return 1
+    if len(x) < FEW or not x.is_contiguous(memory_format=torch.channels_last):  # as its result will be
+        return 1
+    height, width = x.shape[-2:]
     small = -(-height // stride) * -(-width // stride) <= SMALL.get(dtype, 0) and width % stride == 0
-    outgrown = conv.weight.numel() * dtype.itemsize > CACHE
-    if x.device.type != "cpu" or len(x) < FEW or not small or not outgrown or not _outpaces(dtype):
+    if not small or weight.numel() * dtype.itemsize <= CACHE or not _outpaces(dtype):
         return 1
     most = max(k for k in range(1, WIDEST // (width + stride) + 1) if len(x) % k == 0)
     return most if most >= FEW else 1
