@@ -105,7 +105,7 @@ def rate(options: argparse.Namespace) -> Iterator[dict]:
     where = torch.arange(options.batch // 2, device=device)
     x = noise.uniform(1, where, (3, 32, 32)).contiguous(memory_format=torch.channels_last)
     y, search, found = where % 10, PGD(), {}
-    rows = begin(search, x, y, None, lambda: x)
+    rows = begin(search, x, y, None, x)
     with Operations() as counter:  # of the network itself: what `attackable` makes of it may compute more, faster
         ask(search, model, rows, "gradient")
     for name, (dtype, compile) in precisions(device).items():

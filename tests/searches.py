@@ -45,7 +45,7 @@ def attack(search, model, x, y, index=None):
     index = torch.arange(len(x)) if index is None else index
     right, strongest = torch.ones(len(x), dtype=torch.bool), {}
     for run in range(search.runs):
-        rows = begin(search, x, y, index, lambda: model(x), torch.full_like(y, run))
+        rows = begin(search, x, y, index, model(x), torch.full_like(y, run))
         while bool((rows["t"] < search.steps).any()):
             counts = search.candidates(rows)
             right &= (forward(search, model, rows) == y) | ~counts
@@ -76,7 +76,7 @@ def assert_rows_stand_alone(search, steps, n=6):
     y, index, early = curved(x).argmax(1), torch.arange(n) * 5 + 2, torch.arange(n) < n // 2
 
     def start(which):
-        return begin(search, x[which], y[which], index[which], lambda: curved(x[which]))
+        return begin(search, x[which], y[which], index[which], curved(x[which]))
 
     def further(rows, steps):
         for _ in range(steps):
@@ -101,7 +101,7 @@ def assert_whatever_the_order(make, seeds=True):
     y, index = curved(x).argmax(1), torch.tensor([4, 10, 3, 77, 5, 6])
 
     def start(seed=0, restart=0):
-        return begin(make(seed=seed, restart=restart), x, y, index, lambda: curved(x))["z"]
+        return begin(make(seed=seed, restart=restart), x, y, index, curved(x))["z"]
 
     def found(which):
         return make().found(attack(make(), curved, x[which], y[which], index[which])[1])
@@ -118,7 +118,7 @@ def assert_whatever_the_order(make, seeds=True):
 def assert_stays_inside(make, norm, eps):
     """Every candidate asked about, and the result, at pixels on the box's faces."""
     search, x, y = make(norm=norm, eps=eps), awkward(), torch.arange(4)
-    rows = begin(search, x, y, torch.arange(4), lambda: linear()(x))
+    rows = begin(search, x, y, torch.arange(4), linear()(x))
     while bool((rows["t"] < search.steps).any()):
         which = search.candidates(rows)
         exactly_inside(x[which], rows["z"][which], norm, eps)
@@ -133,7 +133,7 @@ def assert_no_side_effects(search):
     before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     x, y = images(4).contiguous(memory_format=torch.channels_last), torch.arange(4)
     given = x.clone(), y.clone()
-    rows = begin(search, x, y, torch.arange(4), lambda: model(x))
+    rows = begin(search, x, y, torch.arange(4), model(x))
     for _ in range(search.steps):
         forward(search, model, rows)
         for key, value in rows.items():  # else the network takes another path, of other bits

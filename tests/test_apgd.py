@@ -89,7 +89,7 @@ def test_steps_and_restarts_equal_a_literal_twin(loss):
     x = images(8, 0.3, 0.7).double()
     y, eps = curved(x).argmax(1), 0.08
     search = APGD(loss=loss, eps=eps)
-    rows = begin(search, x, y, torch.arange(8), lambda: curved(x))
+    rows = begin(search, x, y, torch.arange(8), curved(x))
     starts, steps, moved_from, asked = rows["z"], [], [], []
     for _ in range(search.steps):
         asked.append(rows["z"])
@@ -135,7 +135,7 @@ def test_each_run_has_its_target_and_its_start():
     assert (search.runs, search.steps) == (9, 5)
     order, starts = curved(x).argsort(dim=1, descending=True)[:, 1:], []
     for run in range(9):
-        rows = begin(search, x, y, torch.arange(5), lambda: curved(x), torch.full((5,), run))
+        rows = begin(search, x, y, torch.arange(5), curved(x), torch.full((5,), run))
         starts.append(rows["z"])
         for _ in range(search.steps):
             logits, value, _ = ask(search, curved, rows, "gradient")
@@ -190,7 +190,7 @@ def test_few_classes():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_starts_lie_on_the_balls_surface(norm):
     x, eps = images(8, 0.4, 0.6), 0.2
-    rows = begin(APGD(norm=norm, eps=eps), x, torch.arange(8), torch.arange(8), lambda: None)
+    rows = begin(APGD(norm=norm, eps=eps), x, torch.arange(8), torch.arange(8), None)
     away = (rows["z"] - x).flatten(1).norm(p=torch.inf if norm == "Linf" else 2, dim=1)
     assert torch.allclose(away, torch.full((8,), eps), rtol=1e-5)
     assert 0.3 < float((rows["z"] > x).double().mean()) < 0.7
@@ -203,7 +203,7 @@ def test_the_strongest_point_of_all_targets_is_found():
     y, search = curved(x).argmax(1), TargetedAPGD(eps=eps, steps=6, targets=4)
     margins, asked = [], []
     for run in range(4):
-        rows = begin(search, x, y, torch.arange(12), lambda: curved(x), torch.full_like(y, run))
+        rows = begin(search, x, y, torch.arange(12), curved(x), torch.full_like(y, run))
         for _ in range(search.steps):
             logits = curved(rows["z"])
             margins.append(logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0])
@@ -231,5 +231,5 @@ def test_a_network_that_breaks_in_a_later_run_is_noticed():
 def test_of_runs_that_are_all_alike_the_first_gives_the_result():
     x, y, search = images(3), torch.full((3,), 4), TargetedAPGD(eps=0.05, steps=6, targets=2)
     flat = lambda z: 0 * curved(z) + torch.eye(10)[4]  # noqa: E731
-    start = begin(search, x, y, torch.arange(3), lambda: flat(x))["z"]
+    start = begin(search, x, y, torch.arange(3), flat(x))["z"]
     assert torch.equal(run_whole(search, flat, x, y, torch.arange(3)), start)

@@ -87,7 +87,7 @@ def test_an_iteration_equals_the_papers():
     x = images(12, 0.3, 0.7).double()
     y = linear()(x).argmax(1)
     search = TargetedFAB(eps=0.05, targets=1)
-    rows = begin(search, x, y, torch.arange(12), lambda: linear()(x))
+    rows = begin(search, x, y, torch.arange(12), linear()(x))
     target = linear()(x).argsort(dim=1, descending=True)[:, 1]
     weight = noise.normal(1, torch.arange(10), (48,)).double()
     w = weight[target] - weight[y]
@@ -114,7 +114,7 @@ def test_at_most_a_tenth_of_a_move_is_aimed_from_the_image():
     x = images(12, 0.4, 0.6).double()
     y = linear()(x).argmax(1)
     search = TargetedFAB(targets=1)
-    rows = begin(search, x, y, torch.arange(12), lambda: linear()(x))
+    rows = begin(search, x, y, torch.arange(12), linear()(x))
     _, value, gradient = ask(search, linear(), rows, "gradient")
     step = (-value / gradient.abs().sum((1, 2, 3)))[:, None, None, None] * gradient.sign()
     rows["z"] = x + 3 * step
@@ -141,7 +141,7 @@ def test_a_mistake_inside_the_ball_is_found_though_later_points_are_none():
     inside = rows["distance"] <= eps
     assert torch.equal(inside, ~robust)
     assert bool((linear()(search.found(rows)).argmax(1) != y)[inside].all())
-    asked = begin(search, x, y, torch.arange(len(x)), lambda: linear()(x))
+    asked = begin(search, x, y, torch.arange(len(x)), linear()(x))
     forward(search, linear(), asked)
     outside = (asked["z"].double() - x.double()).abs().flatten(1).amax(1) > eps
     assert torch.equal(search.candidates(asked), ~outside)
@@ -157,7 +157,7 @@ def test_iterations_and_forwards():
     def never(z):
         return 0 * linear()(z) + torch.nn.functional.one_hot(y, 10)
 
-    rows = begin(search, x, y, torch.arange(4), lambda: never(x))
+    rows = begin(search, x, y, torch.arange(4), never(x))
     while bool((rows["t"] < search.steps).any()):
         asked.append(ask(search, never, rows, need(search, rows))[2] is not None)
         forward(search, never, rows)
@@ -168,7 +168,7 @@ def test_iterations_and_forwards():
 def test_a_look_that_finds_nothing_leaves_the_point():
     x = images(4)
     y, search = curved(x).argmax(1), TargetedFAB(eps=0.01, steps=10, targets=3)
-    rows = begin(search, x, y, torch.arange(4), lambda: curved(x))
+    rows = begin(search, x, y, torch.arange(4), curved(x))
     rows["t"], rows["z"] = rows["t"] + 1, x + 1e-6
     assert torch.equal(forward(search, curved, rows), y)
     assert torch.equal(rows["z"], x + 1e-6)
@@ -211,7 +211,7 @@ def test_random_starts_lie_half_a_radius_away():
 
     def start(seed=0, restart=1, run=0):
         search = TargetedFAB(eps=eps, seed=seed, restart=restart, targets=3)
-        return begin(search, x, y, torch.arange(8), lambda: curved(x), torch.full((8,), run))["z"]
+        return begin(search, x, y, torch.arange(8), curved(x), torch.full((8,), run))["z"]
 
     away = (start() - x).abs().flatten(1).amax(1)
     assert torch.allclose(away, torch.full((8,), eps / 2), rtol=1e-5)
@@ -226,7 +226,7 @@ def test_each_run_has_its_target():
     y = curved(x).argmax(1)
     search = TargetedFAB(eps=0.05, steps=3, targets=4, restart=1)
     order, run = curved(x).argsort(dim=1, descending=True)[:, 1:], torch.tensor([2, 0, 3, 1, 2])
-    rows = begin(search, x, y, torch.arange(5), lambda: curved(x), run)
+    rows = begin(search, x, y, torch.arange(5), curved(x), run)
     for _ in range(search.steps):
         logits, value, _ = ask(search, curved, rows, need(search, rows))
         aim, true = (logits.gather(1, k[:, None])[:, 0] for k in (order.gather(1, run[:, None])[:, 0], y))

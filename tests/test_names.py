@@ -80,6 +80,6 @@ def test_restarts_start_elsewhere():
     y = curved(x).argmax(1)
     for name in ("pgd2x3", "margin2x3", "apgd-ce2x3", "apgd-dlr2x3", "fab-t2x3", "square2x3"):
         found = searches(name, norm="Linf", eps=0.1, step_size=0.02, seed=0, classes=10)
-        starts = [begin(search, x, y, None, lambda: curved(x))["z"] for search in found]
+        starts = [begin(search, x, y, None, curved(x))["z"] for search in found]
         for i in range(3):
             assert not any(torch.equal(starts[i], other) for other in starts[:i]), name

@@ -46,7 +46,7 @@ def alone(search, model, x, y):
     """One image (1,C,H,W), a run after the other: what is found, and whether a candidate was seen to beat it."""
     best = None
     for run in range(search.runs):
-        rows = begin(search, x, y, None, lambda: model(x), torch.tensor([run]))
+        rows = begin(search, x, y, None, model(x), torch.tensor([run]))
         while int(rows["t"]) < search.steps:
             logits, value, gradient = ask(search, model, rows, need(search, rows))
             z = logits[0].tolist()
@@ -217,7 +217,7 @@ def test_guesses_go_to_the_runs_that_are_behind():
 def test_runs_after_the_first_to_beat_an_image_are_given_up():
     x, y, forwards = images(1), torch.tensor([3]), []
     search = TargetedAPGD(eps=EPS, steps=4, targets=3)
-    start = begin(search, x, y, None, lambda: curved(x))["z"]  # of the first run, which alone the network gets wrong
+    start = begin(search, x, y, None, curved(x))["z"]  # of the first run, which alone the network gets wrong
 
     def model(z):
         forwards.append(len(z))
@@ -246,7 +246,7 @@ def test_no_row_is_spent_on_later_runs_while_images_wait_for_their_first(search)
 def test_a_network_that_breaks_in_a_later_run_is_noticed():
     x, search = images(1), TargetedAPGD(eps=1e-3, steps=4, targets=3)
     y = curved(x).argmax(1)
-    start = begin(search, x, y, None, lambda: curved(x), torch.tensor([2]))["z"]
+    start = begin(search, x, y, None, curved(x), torch.tensor([2]))["z"]
 
     def model(z):
         return curved(z).masked_fill((z == start).flatten(1).all(1, keepdim=True), torch.nan)

@@ -16,7 +16,7 @@ def test_the_squares_have_the_scheduled_size():
     shares = [0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8]
     for steps, whole in ((1000, 1000), (5000, 5000), (5000, 10000)):  # the last as AutoAttack runs it
         search = Square(steps=steps, rescale=whole == steps)
-        rows = begin(search, x, torch.zeros(3, dtype=torch.int64), torch.arange(3), lambda: None)
+        rows = begin(search, x, torch.zeros(3, dtype=torch.int64), torch.arange(3), None)
         ends = [round(share * whole) for share in shares]
         for t in (0, *(end for end in ends if end < steps), *(end + 1 for end in ends if end + 1 < steps)):
             side = max(round((0.8 / 2 ** sum(t > end for end in ends) * 4096) ** 0.5), 1)
@@ -31,7 +31,7 @@ def test_the_squares_have_the_scheduled_size():
 def test_squares_fall_everywhere_and_every_row_has_its_own():
     search, n = Square(steps=100), 3000
     x = torch.zeros(1, 1, 1, 1).expand(n, 2, 5, 5)
-    rows = begin(search, x, torch.zeros(n, dtype=torch.int64), torch.arange(n), lambda: None)
+    rows = begin(search, x, torch.zeros(n, dtype=torch.int64), torch.arange(n), None)
     rows["t"] = torch.full((n,), 100)
     where, up = search.square(rows)
     assert where.sum((1, 2, 3)).unique().tolist() == [1]
@@ -45,7 +45,7 @@ def test_squares_fall_everywhere_and_every_row_has_its_own():
 def test_every_colour_has_its_own_sign():
     x = images(500)
     search = Square(eps=0.1)
-    rows = begin(search, x, torch.zeros(500, dtype=torch.int64), torch.arange(500), lambda: None)
+    rows = begin(search, x, torch.zeros(500, dtype=torch.int64), torch.arange(500), None)
     rows["t"] += 1
     for up in ((rows["z"] == rows["high"])[:, :, 0, 0], search.square(rows)[1][:, :, 0, 0]):
         assert float((torch.corrcoef(up.double().T) - torch.eye(3)).abs().max()) < 0.15
@@ -54,7 +54,7 @@ def test_every_colour_has_its_own_sign():
 
 def test_the_loss_never_falls_and_the_proposals_differ_by_a_square():
     search, (x, y, *_) = Square(eps=0.05, steps=300), linear_case()
-    rows = begin(search, x, y, torch.arange(len(x)), lambda: None)
+    rows = begin(search, x, y, torch.arange(len(x)), None)
     up = rows["z"] == rows["high"]
     assert bool((up | (rows["z"] == rows["low"])).all())
     assert torch.equal(up, up[:, :, :1].expand_as(up))  # vertical stripes

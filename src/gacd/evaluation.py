@@ -114,8 +114,9 @@ def evaluate(
         drawn = dict[str, Any](seed=seed, classes=logits.shape[1])
         for name, stages in {name: searches(name, **threat, **drawn) for name in names}.items():
             began = time.perf_counter()
-            robust, judged, told, recalled = correct.clone(), 0, 0, False
+            robust, judged, recalled = correct.clone(), 0, False
             for block in mine.split(len(mine) if len(stages) == 1 else 8 * chunk):
+                judged, rest = judged + len(block), len(block)
                 for number, stage in enumerate(stages):
                     known, right = journal.recall(name, number)
                     robust[known] &= right
@@ -130,13 +131,11 @@ def evaluate(
                         journal.note(name, number, where, right, x_adv)
                         if len(stages) == 1:
                             done(len(where))
-                            told += len(where)
+                            rest -= len(where)
                     if len(stages) > 1:
-                        seen = judged + len(block)
-                        running(f"{name}, {number + 1} of {len(stages)}", int(robust[mine[:seen]].sum()), seen)
-                judged += len(block)
-                done(judged - told)
-                told = judged
+                        so_far = int(robust[mine[:judged]].sum())
+                        running(f"{name}, {number + 1} of {len(stages)}", so_far, judged)
+                done(rest)
             result.record(name, robust, began, written(name, **threat))
             if recalled:
                 result.seconds.pop(name)

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.pool import Fetch, sweep
+from gacd.attacks.pool import Fetch, Found, sweep
 from gacd.attacks.search import Search
 from gacd.classifier import device_of
 from gacd.errors import NotFinite
@@ -34,33 +34,33 @@ def attacked(
     for network, precision, rows in ((quick, context, chunk), (model, nullcontext, again)):
         with precision():
             coarse = torch.is_autocast_enabled(device_of(model).type)
-        found: list[tuple[Tensor, Tensor]] = []
-        doubts: list[set[int]] = []
         unsure: dict[int, set[int]] = {}
-        for block in chain(sweep(search, network, fetch, which, rows, precision, only), [None]):
-            if block:
-                found.append(block[:2])
-                doubts += block[2]
-            while len(doubts) >= (rows if block else 1):  # a sweep may give more at once than a chunk holds
-                where, x_adv = (torch.cat(parts) for parts in zip(*found, strict=True))
-                found = [(where[rows:], x_adv[rows:])]
-                where, x_adv = where[:rows], x_adv[:rows]
-                x, y, _ = fetch(where)
-                lost = ~x_adv.flatten(1).isfinite().all(1) & coarse
-                x_adv = torch.where(lost.view(-1, 1, 1, 1), x, x_adv).contiguous(memory_format=torch.channels_last)
-                right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == y.cpu()
-                if only is None:
-                    told = zip(where.tolist(), doubts, lost.tolist(), right.tolist(), strict=False)
-                    every = set(range(search.runs))
-                    unsure |= {
-                        image: every if gone else runs for image, runs, gone, still in told if (gone or runs) and still
-                    }
-                doubts = doubts[rows:]
-                sure = torch.tensor([image not in unsure for image in where.tolist()])
-                yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
+        for where, x_adv, doubts in _blocks(sweep(search, network, fetch, which, rows, precision, only), rows):
+            x, y, _ = fetch(where)
+            lost = ~x_adv.flatten(1).isfinite().all(1) & coarse
+            x_adv = torch.where(lost.view(-1, 1, 1, 1), x, x_adv).contiguous(memory_format=torch.channels_last)
+            right = logits_of(model, x_adv.__getitem__, len(where), rows).argmax(1) == y.cpu()
+            if only is None:
+                for image, runs, gone, still in zip(where.tolist(), doubts, lost.tolist(), right.tolist(), strict=True):
+                    if still and (gone or runs):
+                        unsure[image] = set(range(search.runs)) if gone else runs
+            sure = torch.tensor([image not in unsure for image in where.tolist()])
+            yield where[sure], right[sure], x_adv[sure.to(x_adv.device)]
         which, only = which[torch.tensor([image in unsure for image in which.tolist()], dtype=torch.bool)], unsure
         if not len(which):
             return
+
+
+def _blocks(parts: Iterator[Found], rows: int) -> Iterator[Found]:
+    """The same images in blocks of `rows`, the last of fewer; a sweep may give more at once, or none."""
+    held: list[Found] = []
+    for part in chain(parts, [None]):
+        held += [part] if part else []
+        while sum(len(doubts) for *_, doubts in held) >= (rows if part else 1):
+            wheres, images, several = zip(*held, strict=True)
+            where, x_adv, doubts = torch.cat(wheres), torch.cat(images), list(chain(*several))
+            held = [(where[rows:], x_adv[rows:], doubts[rows:])]
+            yield where[:rows], x_adv[:rows], doubts[:rows]
 
 
 def chunks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:

@@ -22,6 +22,7 @@ from gacd.losses import magnitude, margin_loss
 
 # (positions (B,)) -> images (B,C,H,W), labels (B,), natural logits (B,K), on the device
 Fetch = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Found = tuple[Tensor, Tensor, list[set[int]]]  # what `sweep` yields
 BEATEN = 1e-4  # by more than rounding, relative to the largest logit
 SPARE = {"cuda": 1 / 16}  # of the rows may be free before they are filled: for a few it is not worth the launching
 SPARE_IF_LOCAL = 3 / 4  # guesses fill nearly as well as runs, which cost less while all are at the same forward
@@ -35,7 +36,7 @@ def sweep(
     chunk: int,
     context: Callable[[], AbstractContextManager],
     only: dict[int, set[int]] | None = None,
-) -> Iterator[tuple[Tensor, Tensor, list[set[int]]]]:
+) -> Iterator[Found]:
     """Attacks images, each until it is beaten or its runs are over.
 
     Args:
@@ -222,7 +223,7 @@ def _near(device: str) -> float:
 
 def _rows(search: Search, fetch: Fetch, units: Tensor) -> Rows:
     x, y, logits = fetch(units // search.runs)
-    return begin(search, x, y, None, lambda: logits, (units % search.runs).to(y.device))
+    return begin(search, x, y, None, logits, (units % search.runs).to(y.device))
 
 
 def _put(pool: Rows, slots: Tensor, rows: Rows, chunk: int, layout: torch.memory_format) -> None:

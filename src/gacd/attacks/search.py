@@ -5,7 +5,6 @@ on that row alone; a network in eval mode then gives the same bits whichever row
 """
 
 from collections.abc import Callable
-from functools import cache
 from itertools import cycle, islice
 from typing import ClassVar
 
@@ -149,7 +148,8 @@ def run(search: Search, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor,
         (B,C,H,W), what the attack found, inside the ball and [0,1].
     """
     result, strongest = x.detach(), torch.full_like(y, -torch.inf, dtype=torch.float64)
-    natural = cache(lambda: model(x))
+    with torch.no_grad():
+        natural = model(x) if search.targeted else None
     for number in range(search.runs):
         rows = begin(search, x.detach(), y, index, natural, torch.full_like(y, number))
         for need in islice(cycle(search.needs), search.steps):
@@ -167,15 +167,15 @@ def begin(
     x: Tensor,
     y: Tensor,
     index: Tensor | None,
-    natural: Callable[[], Tensor],
+    natural: Tensor | None,
     run: Tensor | None = None,
 ) -> Rows:
-    """Rows at the start of runs (B,), the first if absent; natural() gives logits (B,K), called if targeted."""
+    """Rows at the start of runs (B,), the first if absent; natural: logits (B,K), for targeted ones."""
     index, none = noise.fingerprint(x) if index is None else index, torch.zeros_like(y)
     rows = dict(x=x, y=y, index=index, t=none, run=none.clone() if run is None else run)
     if search.norm == "Linf":
         rows["low"], rows["high"] = box(x, search.eps)
-    search.begin(rows, natural() if search.targeted else None)
+    search.begin(rows, natural if search.targeted else None)
     return rows
 
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.loop import maximize
 from gacd.losses import kl
 from gacd.methods.base import Method
 from gacd.models.folding import attackable
@@ -35,13 +34,8 @@ class AdaAD(Method):
 
     def attack(self, x, y, index=None):
         with attackable(self.student, x) as student, attackable(self.teacher, x) as teacher:
-            return maximize(
-                x,
-                lambda z: kl(teacher(z), student(z)),
-                start=x + 1e-3 * self.noise(x, index, "normal", "start"),
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
+            return self.ascend(
+                x, lambda z: kl(teacher(z), student(z)), x + 1e-3 * self.noise(x, index, "normal", "start")
             )
 
     def forward(self, x, y, index=None):

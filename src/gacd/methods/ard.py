@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.loop import maximize
 from gacd.errors import InputError
 from gacd.losses import cross_entropy, kl, weights
 from gacd.methods.base import Method
@@ -49,13 +48,8 @@ class ARD(Method):
 
     def attack(self, x, y, index=None):
         with attackable(self.student, x) if self.attack_mode == "eval" else nullcontext(self.student) as student:
-            return maximize(
-                x,
-                lambda z: cross_entropy(student(z), y),
-                start=x + self.eps * self.noise(x, index, "uniform", "start"),
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
+            return self.ascend(
+                x, lambda z: cross_entropy(student(z), y), x + self.eps * self.noise(x, index, "uniform", "start")
             )
 
     def forward(self, x, y, index=None):

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gacd import noise
+from gacd.attacks.loop import Objective, maximize
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Method(nn.Module):
     student: Any  # a Classifier; for methods on logits any nn.Module
     teacher: Any
     labels: Any
+    eps: float  # these three of the attack, in methods that have one
+    step_size: float
+    steps: int
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None, labels: Tensor | None = None):
         super().__init__()
@@ -50,6 +54,10 @@ class Method(nn.Module):
     def attack(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         """The inner maximisation alone: x_adv (B,C,H,W). Methods without one return x."""
         return x
+
+    def ascend(self, x: Tensor, objective: Objective, start: Tensor) -> Tensor:
+        """`maximize` from `start` (B,C,H,W) with the method's own eps, step_size and steps: x_adv (B,C,H,W)."""
+        return maximize(x, objective, start=start, eps=self.eps, step_size=self.step_size, steps=self.steps)
 
     def noise(self, x: Tensor, index: Tensor | None, kind: str, purpose: str) -> Tensor:
         """Random numbers like x, a function of (seed, purpose, epoch, image) alone.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gacd import noise, ranks
-from gacd.attacks.loop import maximize
 from gacd.errors import InputError
 from gacd.losses import at_least_float32, cross_entropy, kl, reweighted_nce, transport, weights
 from gacd.memory import Bank, draw
@@ -102,13 +101,10 @@ class GACD(Method):
         """x+: distorts the student's penultimate features most, label unseen (Implementation Details)."""
         with attackable(self.student, x) as student:
             f = student.features(x).detach()  # no_grad here would leave autocast's cached weights without a graph
-            return maximize(
+            return self.ascend(
                 x,
                 lambda z: DISTANCES[self.distance](student.features(z), f),
-                start=x + self.eps * self.noise(x, index, "uniform", "start"),
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
+                x + self.eps * self.noise(x, index, "uniform", "start"),
             )
 
     def forward(self, x, y, index=None):

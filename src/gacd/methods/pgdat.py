@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from gacd.attacks.loop import maximize
 from gacd.losses import cross_entropy
 from gacd.methods.base import Method
 from gacd.models.folding import attackable
@@ -31,13 +30,8 @@ class PGDAT(Method):
 
     def attack(self, x, y, index=None):
         with attackable(self.student, x) as student:
-            return maximize(
-                x,
-                lambda z: cross_entropy(student(z), y),
-                start=x + self.eps * self.noise(x, index, "uniform", "start"),
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
+            return self.ascend(
+                x, lambda z: cross_entropy(student(z), y), x + self.eps * self.noise(x, index, "uniform", "start")
             )
 
     def forward(self, x, y, index=None):

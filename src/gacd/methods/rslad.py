@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from gacd.attacks.loop import maximize
 from gacd.losses import kl
 from gacd.methods.base import Method
 from gacd.models.folding import attackable
@@ -42,14 +41,7 @@ class RSLAD(Method):
             with torch.no_grad():
                 t = self.teacher(x)
         with attackable(self.student, x) as student:
-            return maximize(
-                x,
-                lambda z: kl(t, student(z)),
-                start=x + 1e-3 * self.noise(x, index, "normal", "start"),
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
-            )
+            return self.ascend(x, lambda z: kl(t, student(z)), x + 1e-3 * self.noise(x, index, "normal", "start"))
 
     def forward(self, x, y, index=None):
         with torch.no_grad():

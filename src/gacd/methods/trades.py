@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from gacd.attacks.loop import maximize
 from gacd.losses import cross_entropy, kl
 from gacd.methods.base import Method
 from gacd.models.folding import attackable
@@ -34,14 +33,7 @@ class TRADES(Method):
     def attack(self, x, y, index=None):
         with attackable(self.student, x) as student:
             clean = student(x).detach()
-            return maximize(
-                x,
-                lambda z: kl(clean, student(z)),
-                start=x + 1e-3 * self.noise(x, index, "normal", "start"),
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
-            )
+            return self.ascend(x, lambda z: kl(clean, student(z)), x + 1e-3 * self.noise(x, index, "normal", "start"))
 
     def forward(self, x, y, index=None):
         x_adv = self.attack(x, y, index)
