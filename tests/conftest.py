@@ -1,5 +1,7 @@
 """Fixtures of several files."""
 
+import os
+
 import pytest
 import torch
 from sounds import EPS, trained
@@ -7,7 +9,9 @@ from students import network, save
 
 from gacd import data
 
-torch.set_num_threads(1)  # networks trained here have the bits of one thread, whatever starts pytest
+# Networks trained here have the bits of one thread, whatever starts pytest; so do those of processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="module")

@@ -125,11 +125,11 @@ def test_a_folder_by_another_path_is_the_run_s(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     record = dict(data="photos", size=24)
     for name in (None, "photos", "./photos/", str(tmp_path / "photos")):
-        assert data.settled(name, None, record) == ("photos", 24)
-    assert data.settled("cifar10", None, record) == ("cifar10", None)
+        assert data.resolve(name, None, record) == ("photos", 24)
+    assert data.resolve("cifar10", None, record) == ("cifar10", None)
     (tmp_path / "cifar10").mkdir()  # a folder of that name is another thing
     folder = str(tmp_path / "cifar10")
-    assert data.settled(folder, None, dict(data="cifar10", size=24))[0] == folder
+    assert data.resolve(folder, None, dict(data="cifar10", size=24))[0] == folder
     assert [data.same(name, "cifar10") for name in ("cifar10", folder, None)] == [True, False, False]
 
 

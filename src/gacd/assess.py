@@ -18,14 +18,14 @@ from gacd.attacks.loop import RADII, check_threat
 from gacd.attacks.names import parse_attack
 from gacd.audit import MOST, Audit, Finding, audit
 from gacd.audits.fresh import Fresh
-from gacd.classifier import check_network, lay_out, lay_out_weights
+from gacd.classifier import lay_out, lay_out_weights
 from gacd.data import Dataset, Split
 from gacd.device import launch
 from gacd.errors import InputError, NotFinite, Stopped, UsageError
 from gacd.evaluation import STANDARD, Evaluation, interval, rows_on
 from gacd.evaluation import evaluate as measure
 from gacd.journal import KEPT, Beaten, Journal, code_of_all
-from gacd.prepare import check_ranges
+from gacd.prepare import check_classes, check_ranges
 from gacd.progress import Progress
 from gacd.runs import data_dir_of, unfinished
 
@@ -104,8 +104,8 @@ def evaluate(
     opened = checkpoint.open_source(source, mean=mean, std=std)
     if not opened.has_classifier:
         raise InputError("there is no trained classifier to evaluate", source, f"gacd probe {opened.run or source}")
-    data, pixels = datasets.settled(data, size, opened.record)
-    images = datasets.load(data, data_dir=data_dir or data_dir_of(opened, data), size=pixels)
+    data, side = datasets.resolve(data, size, opened.record)
+    images = datasets.load(data, data_dir=data_dir or data_dir_of(opened, data), size=side)
     split = images.test.take(torch.arange(min(n or len(images.test), len(images.test))))
     guide = _teacher(teacher, images) if teacher else None
     if devices > len(split):
@@ -121,8 +121,8 @@ def evaluate(
     guide = guide.to(fabric.device) if guide else None
     first = fabric.global_rank == 0
     say = Console(quiet=not first)
-    if pixels != size and data != opened.record.get("data"):
-        say.print(f"{data}: {pixels} pixels a side, as {source} was made for (--size)", markup=False)
+    if side != size and data != opened.record.get("data"):
+        say.print(f"{data}: {side} pixels a side, as {source} was made for (--size)", markup=False)
     for note in [*opened.notes, *unfinished(opened.run), *(n for n in images.notes if n.startswith("test:"))]:
         say.print(note, markup=False)
     if first and opened.record.get("classes") not in (None, images.classes):
@@ -206,7 +206,7 @@ def evaluate(
     invalid = [audited for audited in found if audited.exit_code == 4 and not audited.unfinished]
     if where and invalid:
         same = dict(sha256=str(origin["sha256"]), data=images.name)
-        if count := results.doubt(where, invalid[0], same):
+        if count := results.revoke(where, invalid[0], same):
             say.print(f"SUSPECT now: {count} entries of {where / 'results.json'}", markup=False)
     outcome.show(rows, seconds, say)
     if rows and where:
@@ -221,8 +221,7 @@ def _teacher(source: str, images: Dataset) -> nn.Module:
     model = checkpoint.load(source)
     x = datasets.pixels(images.test.images[:2])
     lay_out(model, x)
-    if (classes := check_network(model, x, f"the teacher {source}")) != images.num_classes:
-        raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source)
+    check_classes(model, x, source, images)
     return model
 
 
@@ -249,7 +248,7 @@ def _entered(
     rows = results.entries(result, about, found, audits)
     if not where:
         return rows
-    if audits == "quick" and (doubts := results.doubted(where, rows)):
+    if audits == "quick" and (doubts := results.earlier_doubts(where, rows)):
         found.findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
         rows = results.entries(result, about, found, "full")
     rows = results.add(where, rows, model)

@@ -53,14 +53,10 @@ class Case:
     """
 
     def __init__(self, cls: type[Method]):
-        self.cls = cls
+        self.cls, self.taught = cls, methods.taught(cls)
         self.labels = torch.arange(TRAINING) % CLASSES
         self.index = noise.permutation(noise.key("check"), TRAINING)[:BATCH]
         self.x, self.y = noise.uniform(noise.key("images"), self.index, (3, 8, 8)), self.labels[self.index]
-
-    @property
-    def taught(self) -> bool:
-        return "teacher" in inspect.signature(self.cls).parameters
 
     def make(self, seed: int = 0) -> Method:
         """The method with its defaults (a short attack), ready to train; student and teacher drawn from the seed."""

@@ -101,7 +101,7 @@ def is_factory(source: str) -> bool:
 
 
 def weights_of(run: Path) -> Path:
-    """The file a reader takes: the probe's, else the best on validation, else the last."""
+    """The file a reader takes: the probe's, else the best on validation, the last, the one before; or InputError."""
     for name in ("probe", "best", "last", "previous"):
         if (run / "checkpoints" / f"{name}.pt").is_file():
             return run / "checkpoints" / f"{name}.pt"

@@ -95,11 +95,8 @@ def _train(command: str, argv: list[str]) -> None:
     name, *rest = argv
     if name.startswith("-"):
         raise UsageError(f"gacd {command} needs a method first", name, "one of " + ", ".join(listed))
-    own = None if name in methods.names() else methods.load(name)
-    fits = name in listed
-    if own:
-        fits = ("teacher" in inspect.signature(own.__init__).parameters) == (command == "distill")
-    if not fits:
+    built_in = name in methods.names()  # is answered without importing torch
+    if not (name in listed if built_in else methods.taught(methods.load(name)) == (command == "distill")):
         other, why = ("train", "has no") if command == "distill" else ("distill", "needs a")
         raise UsageError(f"{name} {why} teacher", f"gacd {command} {name}", f"gacd {other} {name}")
     from gacd import commands

@@ -1,6 +1,5 @@
 """Commands: their arguments are options, their docstrings help. `cli.HOMES` says where the other commands are."""
 
-import inspect
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ from gacd import data as datasets
 from gacd.device import launch
 from gacd.errors import InputError, UsageError
 from gacd.parser import plain
-from gacd.probe import settled
-from gacd.runs import began, config, ended, held_out, remember, resumable, unfinished
+from gacd.probe import resolve
+from gacd.runs import began, ended, held_out, remember, unfinished
 from gacd.transfer import fit_head
 
 
@@ -65,12 +64,12 @@ def train(
     started = prepare.open_among(init, mean, std) if init else None
     guide = prepare.open_among(teacher, mean, std) if teacher else None
     cls = methods.load(method)
-    if guide is None and "teacher" in inspect.signature(cls).parameters:
+    if guide is None and methods.taught(cls):
         raise UsageError("a distillation needs --teacher", method, "such as --teacher runs/teacher")
     known = (guide.record if guide else {}) or (started.record if started else {})
-    settled_as, pixels = datasets.settled(data, size, known)
+    settled_as, side = datasets.resolve(data, size, known)
     data = datasets.spelled(data) if data else settled_as
-    images = datasets.load(data, data_dir=data_dir, size=pixels, val_size=val_size, seed=fit_options["seed"])
+    images = datasets.load(data, data_dir=data_dir, size=side, val_size=val_size, seed=fit_options["seed"])
     prepare.check_train(images)
     fabric, chosen = launch(device, devices, nodes, precision)
     say = Console(stderr=True, highlight=False, quiet=fabric.global_rank > 0)
@@ -91,16 +90,8 @@ def train(
         note = prepare.check_teacher(guide, teacher, images)
         say.print(f"teacher {teacher}: {note}", markup=False)
     radius = getattr(built, "eps", None)
-    heads = None if built.trains_head else settled(student, images, eps=radius, seed=fit_options["seed"])
-    aim = cost_of
-    if aim and resumable(run):  # its epochs are settled, wherever that run is now
-        aim, kept = None, config(run)
-        fit_options = fit_options | {name: kept.get(name) for name in ("epochs", "milestones")}
-    price = cost.price(built, images, epochs=fit_options["epochs"], init=init, aim=aim)
-    if aim and fit_options["milestones"]:
-        scale = price["epochs"] / fit_options["epochs"]
-        fit_options = fit_options | dict(milestones=[round(m * scale) for m in fit_options["milestones"]])
-    fit_options = fit_options | dict(epochs=price["epochs"])
+    heads = None if built.trains_head else resolve(student, images, eps=radius, seed=fit_options["seed"])
+    price, fit_options = cost.plan(built, images, run, fit_options, init=init, aim=cost_of)
     for note in prepare.schedule_notes(fit_options):
         say.print(note, markup=False)
     options: dict[str, Any] = dict(method=method, model=student.name, data=data, teacher=teacher, init=init)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 from gacd.data import Dataset, pixels
 from gacd.errors import InputError
 from gacd.methods.base import Method
-from gacd.runs import UNFINISHED, finished, run_of, story, unfinished
+from gacd.runs import UNFINISHED, config, finished, resumable, run_of, story, unfinished
 
 LONG = "--epochs says how long to train"
 IMAGES = 4  # that are counted, too few for `models.side_by_side`; the operations per image hardly depend on the batch
@@ -48,6 +48,20 @@ def price(method: Method, data: Dataset, *, epochs: int, init: str | None, aim: 
         if found["epochs"] < 1:
             raise InputError(f"nothing is left of the cost of {aim}: {wanted:.3g} operations", f"--init {init}")
     return found
+
+
+def plan(
+    method: Method, data: Dataset, run: Path, options: dict[str, Any], *, init: str | None, aim: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`price`, and the options of `fit` with the epochs and milestones that `aim` sets or, in a resume, has set."""
+    if aim and resumable(run):  # wherever the run that was aimed at is now
+        aim, kept = None, config(run)
+        options = options | {name: kept.get(name) for name in ("epochs", "milestones")}
+    found = price(method, data, epochs=options["epochs"], init=init, aim=aim)
+    if aim and options["milestones"]:
+        scale = found["epochs"] / options["epochs"]
+        options = options | dict(milestones=[round(m * scale) for m in options["milestones"]])
+    return found, options | dict(epochs=found["epochs"])
 
 
 def spent(run: Path) -> float | None:

@@ -117,7 +117,7 @@ def same(name: str | None, other: str | None) -> bool:
     return os.path.realpath(name) == os.path.realpath(other)
 
 
-def settled(name: str | None, size: int | None, record: dict[str, Any]) -> tuple[str, int | None]:
+def resolve(name: str | None, size: int | None, record: dict[str, Any]) -> tuple[str, int | None]:
     """Name and size of a data set: as asked for, else as `record` has them.
 
     The record's size counts for the record's data set, and for any folder if that is one: it may lie elsewhere now.

@@ -25,7 +25,7 @@ def reweighted_nce(positive: Tensor, negatives: Tensor, keep: Tensor, w: Tensor)
 
 
 def weights(t: Tensor, y: Tensor, kind: str) -> Tensor:
-    """What an image counts by the teacher's certainty, (B,), from its logits t (B,K) and labels y (B,).
+    """Each image's weight w (B,) in Eq. 9, from the teacher's logits t (B,K) and labels y (B,).
 
     Args:
         kind: "probability" of the true class (the paper's), "correct": 1 where the teacher is right and 0 elsewhere

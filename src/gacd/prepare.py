@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gacd import models
 from gacd.attacks import check_threat
@@ -73,6 +74,12 @@ def student(model: str | None, started: Opened | None, images: Dataset) -> tuple
     return network, notes
 
 
+def check_classes(teacher: nn.Module, x: Tensor, source: str, images: Dataset, fix: str = "") -> None:
+    """Refuses a teacher that is no classifier of images like x (B,C,H,W) and of as many classes as the data."""
+    if (classes := check_network(teacher, x, f"the teacher {source}")) != images.num_classes:
+        raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
+
+
 def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     """Measures the teacher on held-out images and refuses one that is not what it should be.
 
@@ -84,12 +91,10 @@ def check_teacher(opened: Opened, source: str, images: Dataset) -> str:
     split = split.take(torch.arange(min(1000, len(split))))
     x = pixels(split.images[:2]).to(device_of(teacher))
     lay_out(teacher, x)  # as the trainer's images are
-    classes = check_network(teacher, x, f"the teacher {source}")
+    fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one" * own
+    check_classes(teacher, x, source, images, fix)
     if hasattr(teacher, "feature_dim") and hasattr(teacher, "features"):  # else a part of it may have that name
         check_features(teacher, x, f"the teacher {source}")
-    fix = f"gacd train pgdat --init {source} --data {images.name} --out ADAPTED makes it one" * own
-    if classes != images.num_classes:
-        raise InputError(f"the teacher knows {classes} classes, {images.name} has {images.num_classes}", source, fix)
     if opened.record.get("classes", images.classes) != images.classes:
         raise InputError("the teacher's classes are others than the data's, or in another order", source, fix)
     measured = evaluate(teacher, split, []).natural

@@ -72,7 +72,7 @@ def probe(
         UsageError: no held-out images, or a number without a meaning.
     """
     options: dict[str, Any] = dict(solver=solver, select=select, weight_decays=weight_decays, epochs=epochs, lr=lr)
-    options = settled(model, data, **options, eps=eps, step_size=step_size, steps=steps, seed=seed)
+    options = resolve(model, data, **options, eps=eps, step_size=step_size, steps=steps, seed=seed)
     threat: dict[str, Any] = dict(eps=eps, step_size=options["step_size"], seed=seed, done=done)
     passes: dict[str, Any] = dict(epochs=options["epochs"], lr=options["lr"], seed=seed)
     f, y, classes = features(model, data.train), data.train.labels, data.num_classes
@@ -95,7 +95,7 @@ def probe(
     return kept, rows
 
 
-def settled(
+def resolve(
     model: Any,
     data: Dataset,
     *,

@@ -80,7 +80,7 @@ def folder(root: Path, size: int | None = None) -> Parts:
 
     Args:
         root: the folder; hidden files in it are skipped.
-        size: pixels; the middle square of each image is resized to it. None: the images' own, which must be one.
+        size: pixels; the middle square of each image is resized to it. None: as they are, all square and of one size.
     """
     if not root.is_dir():
         raise InputError("no such folder", root)

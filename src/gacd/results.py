@@ -96,7 +96,7 @@ def add(run: Path, new: list[dict[str, Any]], model: nn.Module) -> list[dict[str
     return rows[-len(new) :]
 
 
-def doubt(run: Path, audit: Audit, same: dict[str, str]) -> int:
+def revoke(run: Path, audit: Audit, same: dict[str, str]) -> int:
     """After INVALID: what was TRUSTED before of the same weights and images is SUSPECT until evaluated anew.
 
     Returns:
@@ -113,7 +113,7 @@ def doubt(run: Path, audit: Audit, same: dict[str, str]) -> int:
     return len(rows)
 
 
-def doubted(run: Path, new: list[dict[str, Any]]) -> list[str]:
+def earlier_doubts(run: Path, new: list[dict[str, Any]]) -> list[str]:
     """What full audits found against the same numbers, which quick ones cannot take back."""
     old = read(run)["results"] if (run / "results.json").exists() else []
     same = {(_key(row), row.get("data_sha256")) for row in new if "verdict" in row}

@@ -46,7 +46,7 @@ def fit(
     """Trains a method; the same call goes on where a stopped or killed one was, to the same bits.
 
     Args:
-        method: what is trainable of it, the student and its own, is trained with SGD, Nesterov-free, momentum 0.9.
+        method: what is trainable of it, the student and its own, is trained with SGD, momentum 0.9 without Nesterov's.
         data: training and held-out validation images; its test images are not looked at.
         out: run directory, for metrics.jsonl and checkpoints/.
         fabric: device, precision and processes.

@@ -17,7 +17,7 @@ from gacd.heads import prototypes
 from gacd.parser import plain
 from gacd.prepare import check_train
 from gacd.probe import probe as best_head
-from gacd.probe import settled, with_head
+from gacd.probe import resolve, with_head
 from gacd.progress import Progress
 from gacd.results import fingerprint
 from gacd.runs import config, data_dir_of, held_out, remember
@@ -74,7 +74,7 @@ def probe(
         fix = "leave out --solver, --select, --weight-decays, --epochs and --lr"
         raise UsageError("class means are not trained", f"--head {head}", fix)
     opened = checkpoint.open_source(run, mean=mean, std=std)
-    data, _ = datasets.settled(data, None, opened.record)
+    data, _ = datasets.resolve(data, None, opened.record)
     same = data == opened.record.get("data")
     apart = out is not None or not same
     if apart and head != "linear":
@@ -104,7 +104,7 @@ def probe(
     check_train(images)
     options: dict[str, Any] = dict(solver=solver, select=select, weight_decays=weight_decays, epochs=epochs, lr=lr)
     options |= dict(eps=known.get("eps") if eps is None else eps, step_size=step_size, steps=steps, seed=seed)
-    options = settled(network, images, **options)
+    options = resolve(network, images, **options)
     fabric, _ = launch(device, precision="32")
     place = Path(out) if out else path / f"probe-{Path(data).absolute().name}" if apart else path
     for note in [*(opened.notes if apart else ()), *images.notes]:
@@ -134,7 +134,7 @@ def fit_head(
         run: its directory.
         images: the data.
         say: where to print.
-        options: of `probe.probe`, as `probe.settled` gives them.
+        options: of `probe.probe`, as `probe.resolve` gives them.
         trunk: the network to give a head; what the run itself trained, if absent.
         head: "linear", or the class means of the run's "teacher" or "student" bank.
         device: to compute on.

@@ -71,7 +71,7 @@ class Local:
         self.smallest = max((self._program(1, halvings) for halvings in range(3)), key=lambda program: program.saved)
         self.programs: dict[int, Program] = {}  # by the square's side, 0 for whole images
         self.maps: dict[fx.Node, Tensor] = {}  # (slots, H+2*ring, W+2*ring, C) each, with zeros around every map
-        self.last: list[tuple[Tensor, Run]] = []  # of the last call: the images' numbers, and their forward
+        self.last: list[tuple[Tensor, Forward]] = []  # of the last call: the images' numbers, and their forward
 
     def __call__(self, z: Tensor, slot: Tensor, square: Tensor) -> Tensor:
         """Logits (B,K).
@@ -91,7 +91,7 @@ class Local:
                 self.programs[side] = program if fits else self._program(0, 0)
             where = (sides == side).nonzero()[:, 0]
             rows = torch.cat([where, where[-1:].expand(len(z) - len(where))])  # forwards of one shape
-            run = Run(self, self.programs[side], slot[rows], square[rows, :2])
+            run = Forward(self, self.programs[side], slot[rows], square[rows, :2])
             found = self.model.classify(self.model.pooled(run.maps(z, rows)))
             logits = logits if len(logits) else found.new_empty(len(z), found.shape[1])
             logits[where] = found[: len(where)]
@@ -109,7 +109,7 @@ class Local:
         return Program(self.network, self.graph, self.size, square, halvings)
 
 
-class Run:
+class Forward:
     """A forward of one program.
 
     Args:

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from gacd.models import Classifier
 
 if TYPE_CHECKING:
-    from gacd.attacks.local import Run
+    from gacd.attacks.local import Forward
 
 WHOLE = 0.8  # of a map's side: where a window is larger, the map is computed whole
 SMALL = 12  # pixels a side: and where the map is smaller than this
 
-Step = Callable[["Run"], Any]  # gives a node's value
+Step = Callable[["Forward"], Any]  # gives a node's value
 
 
 @dataclass

@@ -45,6 +45,11 @@ def load(method: str) -> "type[Method]":
     raise UsageError("unknown method", method, hint)
 
 
+def taught(cls: "type[Method]") -> bool:
+    """Whether a method learns from a teacher."""
+    return "teacher" in inspect.signature(cls).parameters
+
+
 def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -7,11 +7,11 @@ from typing import NamedTuple, TypeGuard
 
 import torch
 
-from ..errors import InputError
-from .base import Classifier
-from .mobilenetv2 import mobilenetv2
-from .resnet import ResNet
-from .wideresnet import DMWideResNet, WideResNet
+from gacd.errors import InputError
+from gacd.models.base import Classifier
+from gacd.models.mobilenetv2 import mobilenetv2
+from gacd.models.resnet import ResNet
+from gacd.models.wideresnet import DMWideResNet, WideResNet
 
 __all__ = ["MODELS", "Classifier", "Family", "build", "parse", "rebuildable"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InputError
+from gacd.errors import InputError
 
 
 class Classifier(nn.Module):
@@ -133,7 +133,7 @@ def _floats(values: Tensor) -> list[float]:
 
 
 class Thinned(nn.Conv2d):
-    """A 1x1 convolution, without bias, of every so manieth pixel: what nn.Conv2d(c_in, c_out, 1, every) computes.
+    """A 1x1 convolution with stride `every`: what nn.Conv2d(c_in, c_out, 1, every, bias=False) computes.
 
     On AVX2 processors torch 2.13 writes the weights' gradient of that one past its end where c_in < 8. And unlike a
     slice's, a pooling's gradient is channels_last where x is.

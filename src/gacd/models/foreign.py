@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from . import build
-from .base import Classifier
+from gacd.errors import InputError
+from gacd.models import build
+from gacd.models.base import Classifier
 
 State = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Classifier, conv
+from gacd.models.base import Classifier, conv
 
 
 class WideResNet(Classifier):
