@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gacd import noise
-from gacd.data import Loader, crop, hold_out, load, resize, settled, statistics
+from gacd.data import Loader, crop, hold_out, load, resize, resolve, statistics
 from gacd.errors import InputError, UsageError
 from gacd.readers import Split
 
@@ -170,9 +170,9 @@ def test_real_cifar(name, classes, first, test_counts):
 
 def test_a_run_s_size_is_a_folder_s_too_however_it_is_named():
     record = dict(data="photos", size=24)
-    assert settled(None, None, record) == ("photos", 24)
+    assert resolve(None, None, record) == ("photos", 24)
     for name, asked, size in (("/home/me/photos", None, 24), ("held", 32, 32), ("cifar10", None, None)):
-        assert settled(name, asked, record) == (name, size)
-    assert settled("held", None, dict(data="cifar10", size=32)) == ("held", None)
+        assert resolve(name, asked, record) == (name, size)
+    assert resolve("held", None, dict(data="cifar10", size=32)) == ("held", None)
     with pytest.raises(UsageError, match="--data"):
-        settled(None, None, {})
+        resolve(None, None, {})

@@ -136,10 +136,38 @@ def test_folder_of_classes_alone_is_split_with_notes(tmp_path, monkeypatch):
     save_images(tmp_path / "mine", mode="L", n=50)
     monkeypatch.chdir(tmp_path)
     data = load("mine")
-    assert [len(split) for split in (data.train, data.val, data.test)] == [72, 8, 20]
+    assert sum(len(split) for split in (data.train, data.val, data.test)) == 100
+    assert 10 <= len(data.test) <= 30
     assert data.channels == 1
-    assert "20 of 100" in data.notes[0]
-    assert "8 of 80" in data.notes[1]
+    assert f"{len(data.test)} of 100" in data.notes[0]
+    assert f"{len(data.val)} of {100 - len(data.test)}" in data.notes[1]
+
+
+def test_images_split_off_are_the_same_whatever_comes_or_goes(tmp_path):
+    """Else a network would be tested on what it was trained on once a file of the folder had gone."""
+
+    def parts(size=None):
+        data = load(str(tmp_path), size=size, val_size=0)
+        return [{image.numpy().tobytes() for image in split.images} for split in (data.train, data.test)]
+
+    save_images(tmp_path, mode="L", n=50)
+    train, test = parts()
+    files = sorted(tmp_path.glob("*/*.png"))
+    files[0].unlink()
+    for i, file in enumerate(files[1::7]):
+        file.rename(file.with_name(f"{i}-other.png"))
+    for i in range(20):
+        Image.fromarray(np.full((16, 16), 5 * i, np.uint8)).save(files[-1].with_name(f"new-{i}.png"))
+    now_train, now_test = parts()
+    assert not train & now_test and not test & now_train
+    assert len((train | test) & (now_train | now_test)) == 99
+    assert [len(part) for part in parts(size=16)] == [len(part) for part in (now_train, now_test)]
+
+
+def test_small_classes_have_images_on_both_sides(tmp_path):
+    save_images(tmp_path, mode="L", n=2)
+    data = load(str(tmp_path), val_size=0)
+    assert data.train.labels.tolist() == data.test.labels.sort().values.tolist() == [0, 1]
 
 
 def test_folder_mixing_grey_colour_and_sizes(tmp_path):

@@ -90,7 +90,11 @@ def load(
         notes.append("test: there is no train part, so these images can only be evaluated on")
     total = len(parts["train"])
     if "test" not in parts:
-        parts["train"], parts["test"] = hold_out(parts["train"], total // 5, noise.key("test"))
+        if "aside" in parts:
+            total += len(parts["aside"])
+            parts["test"] = parts.pop("aside")
+        else:
+            parts["train"], parts["test"] = hold_out(parts["train"], total // 5, noise.key("test"))
         notes.append(f"test: {len(parts['test'])} of {total} images split off, the same for every seed")
     if name not in DATASETS:  # which come class by class: the first ones shall stand for all
         test = parts["test"]

@@ -84,7 +84,7 @@ def logits_of(
         if not bool(logits.isfinite().all()):
             raise NotFinite("the network's logits or gradients are not finite", type(model).__name__)
         if not len(found):
-            found = torch.empty(n, logits.shape[1])
+            found = torch.empty(n, logits.shape[1], dtype=torch.float32)
         found[where] = logits[: len(where)].float().cpu()
         done(len(where))
     return found

@@ -1,6 +1,7 @@
 """Readers, from a folder to labelled images, and the download of the public sets.
 
-A reader returns the parts it finds ("train", "val" and "test", where there are any) and the classes' names.
+A reader returns the parts it finds ("train", "val" and "test", where there are any; "aside": what of a folder's
+training images is for tests) and the classes' names.
 """
 
 import hashlib
@@ -93,6 +94,7 @@ def folder(root: Path, size: int | None = None) -> Parts:
         raise InputError(f"{len(classes)} class folders, at least 2 are needed", roots[first], "train/CLASS/*.png")
 
     images: list[np.ndarray] = []
+    aside: list[Tensor] = []  # whether an image is, a class each
     labels: dict[str, list[int]] = {part: [] for part in roots}
     for part, place in roots.items():
         for name in _class_names(place):
@@ -108,12 +110,29 @@ def folder(root: Path, size: int | None = None) -> Parts:
                 if not height == width == images[0].shape[0]:
                     raise InputError(f"not square or not of one size: {width} x {height}", file, "--size 32 resizes")
             labels[part] += [classes.index(name)] * len(files)
+            if "test" not in roots and part == "train":
+                aside.append(_aside(files))
 
     # Grey images among coloured ones get three equal channels.
     shape = (*images[0].shape[:2], max(image.shape[2] for image in images))
     pixels = torch.from_numpy(np.stack([np.broadcast_to(image, shape) for image in images]))
     chunks = pixels.permute(0, 3, 1, 2).contiguous().split([len(y) for y in labels.values()])
-    return {part: Split(x, torch.tensor(labels[part])) for part, x in zip(labels, chunks, strict=True)}, classes
+    parts = {part: Split(x, torch.tensor(labels[part])) for part, x in zip(labels, chunks, strict=True)}
+    if aside:
+        where, whole = torch.cat(aside), parts["train"]
+        parts |= dict(train=whole.take((~where).nonzero()[:, 0]), aside=whole.take(where.nonzero()[:, 0]))
+    return parts, classes
+
+
+def _aside(files: list[Path]) -> Tensor:
+    """Which of a class's images (N,) are for tests: those whose content's hash is in the lowest fifth of all hashes.
+
+    So an image stays where it is whatever comes, goes or is renamed beside it, and nobody tests on what was trained on.
+    Of a class of few images at least one is on each side.
+    """
+    hashes = torch.tensor([int(hashlib.sha256(file.read_bytes()).hexdigest()[:12], 16) for file in files])
+    few = min(max(int((hashes < 16**12 // 5).sum()), 1), len(files) - 1)
+    return hashes.argsort(stable=True).argsort() < few
 
 
 # Name -> the folder in the archive, where it is published, the archive's md5 and those of the files read.

@@ -22,7 +22,7 @@ PATIENCE = 600.0, 10.0  # seconds for an answer, and for each image
 
 
 class Killed(GacdError):
-    """Nothing was found out: the process was killed."""
+    """Nothing was found out: the process was killed, or asked about other weights."""
 
 
 class Fresh:
@@ -35,6 +35,7 @@ class Fresh:
 
     def __init__(self, source: str, mean: list[float] | None = None, std: list[float] | None = None):
         self.network = dict(source=source, mean=mean, std=std)
+        self.source, self.weights = source, _written(source)
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Fresh":
@@ -52,7 +53,8 @@ class Fresh:
         """Images (n,C,H,W) -> logits (n,K), on the CPU.
 
         Raises:
-            Killed: the process took too long, or was ended from outside, as for memory.
+            Killed: the process took too long, or was ended from outside, as for memory; or the run has other weights
+                now than when this began, as while it is being trained.
             GacdError: the process cannot load the network, or fails.
         """
         if self.process and self.process.poll() is not None:
@@ -80,12 +82,22 @@ class Fresh:
                 raise Killed(f"the fresh process with {self.network['source']} was killed {took}", f"signal {-code}")
             last = (self.errors.read_text().strip().splitlines() or ["no reason given"])[-1][:200]
             raise GacdError(f"a fresh process cannot re-score {self.network['source']}", last)
+        if _written(self.source) != self.weights:
+            raise Killed(f"{self.source} has other weights by now: it is being trained")
         return safetensors.torch.load_file(answered)["logits"]
 
     def _started(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", PROGRAM]
         with self.errors.open("w") as errors:
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def _written(source: str) -> tuple[int, ...]:
+    """Which file holds a run's weights, and when it was written; of any other source nothing."""
+    if not Path(source).is_dir():
+        return ()
+    about = checkpoint.weights_of(Path(source)).stat()
+    return about.st_ino, about.st_mtime_ns, about.st_size
 
 
 def answer() -> None:

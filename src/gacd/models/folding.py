@@ -107,7 +107,13 @@ class Twin:
 
 def _structure(model: nn.Module) -> list[Any]:
     """What a twin was made for: modules, and which tensors they have."""
-    return [(name, weakref.ref(m), *m._parameters, *m._buffers) for name, m in model.named_modules()]
+    return [(name, weakref.ref(m), *_tensors(m)) for name, m in model.named_modules()]
+
+
+def _tensors(module: nn.Module) -> list[str]:
+    """Names of its own parameters and buffers; a TorchScript module's dictionaries of them cannot be walked through."""
+    found = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return [name for name, _ in found]
 
 
 def _copy(model: nn.Module) -> nn.Module:
