@@ -62,6 +62,53 @@ def test_quick_audits_do_not_take_back_what_full_ones_found(run, find, capsys):
     assert "cross-entropy" not in capsys.readouterr().out
 
 
+def test_what_other_means_found_lasts_for_the_threat(run, monkeypatch):
+    """Square's or a transferred attack's images are beaten whatever the seed: only full audits take that back."""
+    found = Finding("black box, transfer, noise", "suspect", "Square breaks 9 more")
+    with monkeypatch.context() as patch:
+        patch.setattr("gacd.assess.audit", lambda *_, **__: Audit([found]))
+        assert main([*ARGV, "--audits", "full"]) == 3
+    monkeypatch.setattr("gacd.assess.audit", lambda *_, **__: Audit([Finding("one step", "passed", "")]))
+    for other in (["--seed", "1"], ["--chunk", "7"], ["--seed", "2"]):
+        assert main([*ARGV, *other]) == 3
+    assert main([*ARGV, "--eps", "0.01"]) == 0
+    assert main([*ARGV, "--seed", "3", "--audits", "full"]) == 0
+    assert main([*ARGV, "--seed", "4"]) == 0
+
+
+FACTORIES = """
+import torch
+from gacd import models
+
+
+class Doubled(torch.nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def made(kind):
+    torch.manual_seed(0)
+    return kind(models.build("resnet8-x0.25", 10, [0.5], [0.5]))
+
+
+def plain():
+    return made(torch.nn.Sequential)
+
+
+def doubled():
+    return made(Doubled)
+"""
+
+
+def test_factories_of_one_weights_are_two_networks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    for name in ("plain", "doubled"):
+        assert main(["evaluate", f"./nets.py:{name}", "--data", "digits", "--n", "20", "--out", "r"]) in (0, 3)
+    rows = json.loads((tmp_path / "r/results.json").read_text())["results"]
+    assert len({row["sha256"] for row in rows if row["attack"] == "natural"}) == 2
+
+
 def test_quick_audits_leave_what_full_ones_trusted(run, find, monkeypatch):
     find("passed")
     for commit, audits in (("abc", "full"), ("def", "quick"), ("abc+", "quick"), (None, "quick")):  # "+": edited since
@@ -229,7 +276,7 @@ def test_what_can_be_mistaken_is_said(run, find, capsys):
     argv = ["evaluate", "t", "--data", "photos", "--attacks", "pgd2", "--norm", "L2", "--precision", "32"]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert "test: 4 of 20 images split off" in said and "validation" not in said
+    assert "of 20 images split off, the same for every seed" in said and "validation" not in said
     Path("photos").rename("test")
     Path("photos").mkdir()
     Path("test").rename("photos/test")

@@ -8,6 +8,7 @@ import torch
 from broken import BROKEN, Broken, HalfLogits, HugeLogits, Probabilities
 from rich.console import Console
 from sounds import EPS, finding, fresh, trained, verdicts
+from students import save
 from torch import nn
 
 from gacd import checkpoint, data, noise
@@ -81,6 +82,33 @@ def test_an_evaluation_s_own_verdicts_are_audited(sound, images, tmp_path, norm,
         result = audit(sound, x, y, **threat, correct=nothing)
         assert finding(result, "one step").outcome == "suspect"
         assert finding(result, "ball and box").outcome == "skipped"
+
+
+def test_a_run_s_weights_replaced_meanwhile_prove_nothing(digits, sound, images, tmp_path):
+    source, saved = tmp_path / "run", tmp_path / "run" / "checkpoints" / "best.pt"
+    save(source, sound, digits)
+    given = verdicts(sound, *images, "pgd")
+    with Fresh(str(source)) as process:
+        assert finding(audit(sound, *images, eps=EPS, **given, fresh=process), "re-check").outcome == "passed"
+        checkpoint.write(saved, checkpoint.read(saved) | dict(weights=fresh(digits, sound.name, 1).state_dict()))
+        found = finding(audit(sound, *images, eps=EPS, **given, fresh=process), "re-check")
+    assert (found.outcome, "other weights by now" in found.says) == ("skipped", True)
+
+
+class Half(nn.Module):
+    """A network in half precision, which casts its images: differences shorter than its rounding say nothing."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = copy.deepcopy(model).half()
+
+    def forward(self, x):
+        return self.model(x.half()).float()
+
+
+def test_a_network_in_half_precision_has_its_own_gradient(sound, images):
+    result = audit(Half(sound).eval(), *images, eps=EPS, chunk=30)
+    assert finding(result, "true gradient").outcome == "passed"
 
 
 def test_other_weights_in_the_file_are_found_by_a_fresh_process(digits, sound, images, tmp_path):

@@ -136,6 +136,14 @@ def test_weights_made_by_hooks_are_not_folded(norm):
         assert quick is model
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+def test_a_torchscript_network_is_attacked_as_it_is():
+    x, model = images(), build("resnet8-x0.25").eval()
+    traced = torch.jit.trace(model, x)
+    with attackable(traced, x) as quick, torch.no_grad():
+        assert (quick(x) - model(x)).abs().max() < 1e-5
+
+
 def test_the_model_is_left_as_it_was():
     model = build("resnet8")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -251,7 +251,7 @@ def described(net: Network) -> dict[str, Any]:
     """What analysis.json says of a network: where it came from, and which weights."""
     model = net.opened.model
     about = dict(source=net.source, weights=net.opened.weights, model=results.named(model))
-    return about | dict(sha256=checkpoint.digest(model))
+    return about | dict(sha256=results.identity(net.opened, net.source))
 
 
 def share(mask: Tensor) -> float:

@@ -222,13 +222,23 @@ def _analysed(file: Path) -> bool:
 
 
 def _evaluated(folder: Path, argv: list[str]) -> bool:
-    """Whether results of the weights that are there hold every attack that is asked for, on as many images."""
+    """Whether results of the weights that are there hold every attack as it is asked for, on as many images."""
     asked = command_parser("evaluate")[1].read(argv)
     radii = asked["eps"] or [RADII[asked["norm"]]]
     found = [m for m in records.read(folder, "").measured if m.norm == asked["norm"]]
     found = [m for m in found if asked["data"] is None or same(asked["data"], m.data)]
-    whole = [m for m in found if m.n == min(asked["n"] or m.split, m.split)]
+    whole = [m for m in found if m.n == min(asked["n"] or m.split, m.split) and _as_asked(asked, m.row)]
     return {(a, Ratio(eps)) for a in asked["attacks"] for eps in radii} <= {(m.attack, m.eps) for m in whole}
+
+
+def _as_asked(asked: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether an entry was made with the options that an evaluation asks for; older entries lack some."""
+    given = dict(seed=asked["seed"], chunk=asked["chunk"], step_size=asked["step_size"])
+    given |= dict(audits="full") if asked["audits"] == "full" else {}
+    there = {name: row[name] for name, value in given.items() if value is not None and row.get(name) is not None}
+    if "step_size" in there:
+        there["step_size"] = Ratio(there["step_size"])
+    return all(value == given[name] for name, value in there.items()) and ("audits" in there) >= ("audits" in given)
 
 
 def _exists(path: Path | None) -> bool:

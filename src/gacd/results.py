@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import subprocess
+import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,7 @@ SAME = ("sha256", "data", "n", "attack", "of", "norm", "eps", "step_size", "seed
 
 EARLIER = "earlier, full audits"  # findings' names
 BLIND = "beside other attacks"
+LASTING = ("black box, transfer, noise", "planted region")  # these are of the network, whatever the seed and attacks
 HIDDEN = 0.1  # of the images, and ten: an attack of several steps that leaves more than others beat is blind somewhere
 
 
@@ -66,6 +68,17 @@ def named(model: nn.Module) -> str:
     """What a network is called: its name in our grammar, else its class."""
     name = getattr(model, "name", None)
     return name if isinstance(name, str) and name else type(model).__name__
+
+
+def identity(opened: checkpoint.Opened, source: str) -> str:
+    """SHA-256 of a network's weights; of a factory's besides of its name and file: it may do more than its weights."""
+    digest = checkpoint.digest(opened.model)
+    if not checkpoint.is_factory(source):
+        return digest
+    place, name = source.rsplit(":", 1)
+    file = place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None)
+    code = Path(file).read_bytes() if file else b""
+    return hashlib.sha256(f"{digest} {name} ".encode() + code).hexdigest()
 
 
 def fingerprint(split: Split) -> str:
@@ -114,12 +127,18 @@ def revoke(run: Path, audit: Audit, same: dict[str, str]) -> int:
 
 
 def earlier_doubts(run: Path, new: list[dict[str, Any]]) -> list[str]:
-    """What full audits found against the same numbers, which quick ones cannot take back."""
+    """What full audits found against the same numbers, or lasts for the same threat: quick ones cannot take it back."""
     old = read(run)["results"] if (run / "results.json").exists() else []
-    same = {(_key(row), row.get("data_sha256")) for row in new if "verdict" in row}
-    kept = [row for row in old if (_key(row), row.get("data_sha256")) in same and row.get("verdict") == "SUSPECT"]
-    doubts = {doubt for row in kept if row.get("audits") == "full" for doubt in _of_audits(row)}
-    return sorted(doubt.removeprefix("suspect: ").removeprefix(f"{EARLIER}: ") for doubt in doubts)
+    new = [row for row in new if "verdict" in row]
+    same, threats = {(_key(row), row.get("data_sha256")) for row in new}, {_threat(row) for row in new}
+    found, lasting = set[str](), set[str]()
+    for row in (row for row in old if row.get("audits") == "full"):
+        doubts = {doubt.removeprefix("suspect: ").removeprefix(f"{EARLIER}: ") for doubt in _of_audits(row)}
+        if (_key(row), row.get("data_sha256")) in same:
+            found |= doubts
+        if _threat(row) in threats:  # what full audits trust later is trusted
+            lasting = {d for d in doubts if d.startswith(LASTING)} | (lasting if doubts else set())
+    return sorted(found | lasting)
 
 
 def read(run: Path) -> dict[str, Any]:
