@@ -1,5 +1,5 @@
 # Two CPU cores: every family of networks, shrunk; PGD-2 instead of PGD-10 in training; a tenth or less of the epochs. All
-# 10,000 test images. The trainings took 34 core-hours (claim 8.2, rates 5.8), fourteen of them in float32;
+# 10,000 test images. The trainings took 34 core-hours (claim 8.2, rates 5.8), thirteen of them in float32;
 # what was withdrawn (docs/results.md) comes on top.
 RESNET18_T=resnet20 RESNET18=resnet8 WRN34_T=wrn-16-1 WRN34=wrn-10-1 MNV2=mobilenetv2-x0.1
 RESNET56_T=resnet20 RESNET32=resnet8 WRN40_T=wrn-16-1 WRN16=wrn-10-1 MNV2_100=mobilenetv2-x0.1
