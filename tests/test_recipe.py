@@ -161,6 +161,14 @@ def test_a_wrong_line_is_refused_before_the_first_is_run(line, says):
         ("", dict(norm="L2"), False),
         ("--data cifar10", {}, False),
         ("--data digits", {}, True),
+        ("", dict(seed=1), False),
+        ("--seed 1", dict(seed=1), True),
+        ("--step-size 2/255", dict(step_size="2/255"), True),
+        ("--step-size 1/255", dict(step_size="2/255"), False),
+        ("--chunk 8", dict(chunk=16), False),
+        ("--audits full", dict(audits="quick"), False),
+        ("--audits full", dict(audits="full"), True),
+        ("", dict(audits="full"), True),
     ],
 )
 def test_a_result_counts_for_what_it_was_measured_on(tmp_path, monkeypatch, asked, found, enough):
