@@ -64,13 +64,17 @@ def test_quick_audits_do_not_take_back_what_full_ones_found(run, find, capsys):
 
 def test_what_other_means_found_lasts_for_the_threat(run, monkeypatch):
     """Square's or a transferred attack's images are beaten whatever the seed: only full audits take that back."""
-    found = Finding("black box, transfer, noise", "suspect", "Square breaks 9 more")
+    found = [Finding("eps ladder", "suspect", "rises"), Finding("planted region", "suspect", "missed")]
     with monkeypatch.context() as patch:
-        patch.setattr("gacd.assess.audit", lambda *_, **__: Audit([found]))
+        patch.setattr("gacd.assess.audit", lambda *_, **__: Audit(list(found)))
         assert main([*ARGV, "--audits", "full"]) == 3
     monkeypatch.setattr("gacd.assess.audit", lambda *_, **__: Audit([Finding("one step", "passed", "")]))
-    for other in (["--seed", "1"], ["--chunk", "7"], ["--seed", "2"]):
+    for other in ([], ["--seed", "1"], [], ["--chunk", "7"], ["--seed", "2"]):
         assert main([*ARGV, *other]) == 3
+    doubts = [doubt for _, _, *doubts in verdicts(run) for doubt in doubts]
+    assert {doubt.rpartition(": ")[0].rpartition(": ")[2] for doubt in doubts} == {"eps ladder", "planted region"}
+    rows = json.loads((run / "results.json").read_text())["results"]
+    assert not [row for row in rows if row["seed"] and any("eps ladder" in doubt for doubt in row.get("doubts", []))]
     assert main([*ARGV, "--eps", "0.01"]) == 0
     assert main([*ARGV, "--seed", "3", "--audits", "full"]) == 0
     assert main([*ARGV, "--seed", "4"]) == 0

@@ -165,6 +165,8 @@ def test_a_wrong_line_is_refused_before_the_first_is_run(line, says):
         ("--seed 1", dict(seed=1), True),
         ("--step-size 2/255", dict(step_size="2/255"), True),
         ("--step-size 1/255", dict(step_size="2/255"), False),
+        ("", dict(step_size="1/255"), False),
+        ("", dict(step_size="2/255"), True),
         ("--chunk 8", dict(chunk=16), False),
         ("--audits full", dict(audits="quick"), False),
         ("--audits full", dict(audits="full"), True),

@@ -101,6 +101,7 @@ def evaluate(
         raise UsageError("--out is no directory", out)
     if teacher and audits != "full":
         raise UsageError("only full audits transfer attacks", f"--teacher {teacher}", "--audits full")
+    another = Fresh(source, mean, std)
     opened = checkpoint.open_source(source, mean=mean, std=std)
     if not opened.has_classifier:
         raise InputError("there is no trained classifier to evaluate", source, f"gacd probe {opened.run or source}")
@@ -155,7 +156,7 @@ def evaluate(
         stoppable(where),
         Progress(len(split) * (len(attacks) + 1) * len(eps), quiet=not first) as progress,
         scratch(where, fabric) as folder,
-        Fresh(source, mean, std) if first else nullcontext() as fresh,
+        another if first else nullcontext() as fresh,
         ExitStack() as journals,  # a radius's is kept until all are through
     ):
 
@@ -249,7 +250,7 @@ def _entered(
     if not where:
         return rows
     if audits == "quick" and (doubts := results.earlier_doubts(where, rows)):
-        found.findings.append(Finding(results.EARLIER, "suspect", "; ".join(doubts)))
+        found.findings += [Finding(results.EARLIER, "suspect", doubt) for doubt in doubts]
         rows = results.entries(result, about, found, "full")
     rows = results.add(where, rows, model)
     outcome.compare(rows, found)

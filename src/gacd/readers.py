@@ -94,7 +94,7 @@ def folder(root: Path, size: int | None = None) -> Parts:
         raise InputError(f"{len(classes)} class folders, at least 2 are needed", roots[first], "train/CLASS/*.png")
 
     images: list[np.ndarray] = []
-    aside: list[Tensor] = []  # whether an image is, a class each
+    train: list[list[Path]] = []  # its files, a class each
     labels: dict[str, list[int]] = {part: [] for part in roots}
     for part, place in roots.items():
         for name in _class_names(place):
@@ -110,29 +110,34 @@ def folder(root: Path, size: int | None = None) -> Parts:
                 if not height == width == images[0].shape[0]:
                     raise InputError(f"not square or not of one size: {width} x {height}", file, "--size 32 resizes")
             labels[part] += [classes.index(name)] * len(files)
-            if "test" not in roots and part == "train":
-                aside.append(_aside(files))
+            train += [files] * (part == "train")
 
     # Grey images among coloured ones get three equal channels.
     shape = (*images[0].shape[:2], max(image.shape[2] for image in images))
     pixels = torch.from_numpy(np.stack([np.broadcast_to(image, shape) for image in images]))
     chunks = pixels.permute(0, 3, 1, 2).contiguous().split([len(y) for y in labels.values()])
     parts = {part: Split(x, torch.tensor(labels[part])) for part, x in zip(labels, chunks, strict=True)}
-    if aside:
-        where, whole = torch.cat(aside), parts["train"]
+    if "test" not in roots:
+        where, whole = _aside(train), parts["train"]
         parts |= dict(train=whole.take((~where).nonzero()[:, 0]), aside=whole.take(where.nonzero()[:, 0]))
     return parts, classes
 
 
-def _aside(files: list[Path]) -> Tensor:
-    """Which of a class's images (N,) are for tests: those whose content's hash is in the lowest fifth of all hashes.
+def _aside(classes: list[list[Path]]) -> Tensor:
+    """Which images (N,) of these files are for tests: those whose content's hash is in the lowest fifth of all hashes.
 
-    So an image stays where it is whatever comes, goes or is renamed beside it, and nobody tests on what was trained on.
-    Of a class of few images at least one is on each side.
+    So an image stays where it is whatever comes, goes or is renamed beside it, and nobody tests on what was trained on;
+    but each class keeps one for training and, where that would leave none for tests, there is one.
     """
-    hashes = torch.tensor([int(hashlib.sha256(file.read_bytes()).hexdigest()[:12], 16) for file in files])
-    few = min(max(int((hashes < 16**12 // 5).sum()), 1), len(files) - 1)
-    return hashes.argsort(stable=True).argsort() < few
+    hashes = [
+        torch.tensor([int(hashlib.sha256(file.read_bytes()).hexdigest()[:12], 16) for file in files])
+        for files in classes
+    ]
+    few = [min(int((h < 16**12 // 5).sum()), len(h) - 1) for h in hashes]
+    if not any(few):
+        lowest = min(range(len(hashes)), key=lambda i: (len(hashes[i]) == 1, int(hashes[i].min())))
+        few[lowest] = min(1, len(hashes[lowest]) - 1)
+    return torch.cat([h.argsort(stable=True).argsort() < n for h, n in zip(hashes, few, strict=True)])
 
 
 # Name -> the folder in the archive, where it is published, the archive's md5 and those of the files read.

@@ -71,7 +71,7 @@ def named(model: nn.Module) -> str:
 
 
 def identity(opened: checkpoint.Opened, source: str) -> str:
-    """SHA-256 of a network's weights; of a factory's besides of its name and file: it may do more than its weights."""
+    """SHA-256 of a network's weights; of a factory's besides of its name and file, not of what that imports."""
     digest = checkpoint.digest(opened.model)
     if not checkpoint.is_factory(source):
         return digest

@@ -22,7 +22,7 @@ PATIENCE = 600.0, 10.0  # seconds for an answer, and for each image
 
 
 class Killed(GacdError):
-    """Nothing was found out: the process was killed, or asked about other weights."""
+    """Nothing was found out: the process was killed."""
 
 
 class Fresh:
@@ -49,12 +49,16 @@ class Fresh:
             self.process.communicate()
         self.folder.cleanup()
 
+    @property
+    def replaced(self) -> bool:
+        """Whether a run or file was written since this was made, as while it is being trained."""
+        return _written(self.source) != self.weights
+
     def logits(self, x: Tensor) -> Tensor:
         """Images (n,C,H,W) -> logits (n,K), on the CPU.
 
         Raises:
-            Killed: the process took too long, or was ended from outside, as for memory; or the run has other weights
-                now than when this began, as while it is being trained.
+            Killed: the process took too long, or was ended from outside, as for memory.
             GacdError: the process cannot load the network, or fails.
         """
         if self.process and self.process.poll() is not None:
@@ -82,8 +86,6 @@ class Fresh:
                 raise Killed(f"the fresh process with {self.network['source']} was killed {took}", f"signal {-code}")
             last = (self.errors.read_text().strip().splitlines() or ["no reason given"])[-1][:200]
             raise GacdError(f"a fresh process cannot re-score {self.network['source']}", last)
-        if _written(self.source) != self.weights:
-            raise Killed(f"{self.source} has other weights by now: it is being trained")
         return safetensors.torch.load_file(answered)["logits"]
 
     def _started(self) -> "subprocess.Popen[str]":
@@ -93,10 +95,11 @@ class Fresh:
 
 
 def _written(source: str) -> tuple[int, ...]:
-    """Which file holds a run's weights, and when it was written; of any other source nothing."""
-    if not Path(source).is_dir():
+    """Which file holds the weights of a run, or is the source, and when it was written; of any other source nothing."""
+    path = Path(source)
+    if not path.exists():
         return ()
-    about = checkpoint.weights_of(Path(source)).stat()
+    about = (checkpoint.weights_of(path) if path.is_dir() else path).stat()
     return about.st_ino, about.st_mtime_ns, about.st_size
 
 

@@ -52,14 +52,12 @@ def true_gradient(case: Case) -> Result:
     z.requires_grad_()
     gradient = torch.autograd.grad(margin_loss(case.network(z), y).sum(), z)[0].double()
     z = z.detach()
+    network, kind = _twin(case, z)
     words = noise.normal(noise.key(case.seed, "directions"), torch.arange(8 * m, device=z.device), tuple(z.shape[1:]))
     directions = words.sign().double().view(8, *z.shape)
     predicted = torch.stack([(gradient * u).flatten(1).sum(1) for u in directions], 1)
     best, tested = -math.inf, 0
-    twin = _twin(case, z)
-    tries = [(twin, torch.float64, length) for length in (1e-6, 1e-4)] if twin else []
-    tries += [(case.network, torch.float32, length) for length in (1e-3, 1e-2, 1e-4)]  # the twin may cast its input
-    for network, kind, length in tries:
+    for length in (1e-6, 1e-4) if kind == torch.float64 else (1e-3, 1e-2, 1e-4):
         ends = [[(z.double() + sign * length * u).to(kind) for u in directions] for sign in (1, -1)]
         with torch.no_grad():
             up, down = (torch.stack([margin_loss(network(end), y).double() for end in side], 1) for side in ends)
@@ -77,13 +75,19 @@ def true_gradient(case: Case) -> Result:
     return best >= 0.9, says, "the gradient is not the network's own: custom backward?"
 
 
-def _twin(case: Case, z: Tensor) -> Network | None:
-    """The network in float64, if it can be had."""
+def _twin(case: Case, z: Tensor) -> tuple[Network, torch.dtype]:
+    """The network in float64 with that type; itself in float32 where it has no such twin, or is in half precision.
+
+    That may cast its images itself, in any twin: differences shorter than its rounding say nothing.
+    """
+    if any(t.dtype in (torch.float16, torch.bfloat16) for t in case.model.parameters()):
+        return case.network, torch.float32
     try:
         twin = copy.deepcopy(case.model).double().eval()
         with torch.no_grad():
             theirs, ours = twin(z.double()), case.network(z)
         close = (theirs - ours).abs().max() <= 1e-3 * ours.abs().max()
     except Exception:  # whatever a network raises that was not made to be copied
-        return None
-    return twin if theirs.dtype == torch.float64 and bool(close) else None
+        return case.network, torch.float32
+    same = theirs.dtype == torch.float64 and bool(close)
+    return (twin, torch.float64) if same else (case.network, torch.float32)

@@ -157,4 +157,6 @@ def recheck(case: Case) -> Result:
         return False, str(error), "can the source be loaded again?"
     differ = case.differ(logits, case.y[rows.to(case.y.device)].cpu(), case.survivors[rows])
     says = f"{int(differ.sum())} of {len(rows)} verdicts differ in a fresh process, one image at a time"
+    if differ.any() and case.fresh.replaced:
+        return None, f"{says}, but its weights were written anew meanwhile", "evaluate it once it is trained"
     return not differ.any(), says, "were these the weights that were evaluated?"
