@@ -170,6 +170,7 @@ def test_a_wrong_line_is_refused_before_the_first_is_run(line, says):
         ("--chunk 8", dict(chunk=16), False),
         ("--audits full", dict(audits="quick"), False),
         ("--audits full", dict(audits="full"), True),
+        ("--audits full", dict(audits="full", doubts=["suspect: earlier, full audits: planted region: 3"]), False),
         ("", dict(audits="full"), True),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gacd import checkpoint, records
+from gacd import checkpoint, records, results
 from gacd.attacks.loop import RADII
 from gacd.attacks.names import parse_attack
 from gacd.cli import COMMANDS, command_parser, training_parser
@@ -234,7 +234,8 @@ def _evaluated(folder: Path, argv: list[str]) -> bool:
 
 def _as_asked(asked: dict[str, Any], m: records.Measured) -> bool:
     """Whether an entry was made with the options that an evaluation asks for; older entries lack some."""
-    if asked["audits"] == "full" and m.row.get("audits") != "full":
+    inherited = any(map(results.inherits, m.row.get("doubts") or []))
+    if asked["audits"] == "full" and (m.row.get("audits") != "full" or inherited):
         return False
     if any(asked[name] is not None and m.row.get(name, asked[name]) != asked[name] for name in ("seed", "chunk")):
         return False

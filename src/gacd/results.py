@@ -133,7 +133,8 @@ def earlier_doubts(run: Path, new: list[dict[str, Any]]) -> list[str]:
     same, threats = {(_key(row), row.get("data_sha256")) for row in new}, {_threat(row) for row in new}
     found, lasting = set[str](), set[str]()
     for row in (row for row in old if row.get("audits") == "full"):
-        doubts = {doubt.removeprefix("suspect: ").removeprefix(f"{EARLIER}: ") for doubt in _of_audits(row)}
+        doubts = {doubt.removeprefix(f"suspect: {EARLIER}: ") for doubt in _of_audits(row) if inherits(doubt)}
+        doubts = doubts or {doubt.removeprefix("suspect: ") for doubt in _of_audits(row)}  # else quick audits' own
         if (_key(row), row.get("data_sha256")) in same:
             found |= doubts
         if _threat(row) in threats:  # what full audits trust later is trusted
@@ -211,6 +212,11 @@ def _counted(row: dict[str, Any]) -> bool:
 
 def _threat(row: dict[str, Any]) -> str:
     return json.dumps([row.get(name) for name in ("sha256", "data", "data_sha256", "n", "norm", "eps")])
+
+
+def inherits(doubt: object) -> bool:
+    """Whether a doubt is one of earlier, full audits, beside a number that quick ones looked at since."""
+    return str(doubt).startswith(f"suspect: {EARLIER}: ")
 
 
 def _of_audits(row: dict[str, Any]) -> list[str]:
