@@ -8,6 +8,7 @@ from sounds import EPS, trained
 from students import network, save
 
 from gacd import data
+from gacd.audit import Audit, Finding
 
 # Networks trained here have the bits of one thread, whatever starts pytest; so do those of processes that tests start.
 torch.set_num_threads(1)
@@ -39,3 +40,23 @@ def sound(digits):
 def images(digits):
     """Sixty test digits and their labels."""
     return data.pixels(digits.test.images[:60]), digits.test.labels[:60]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run on digits, "t" in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    images = data.load("digits")
+    save(tmp_path / "t", network("resnet8-x0.5", 0, images), images)
+    return tmp_path / "t"
+
+
+@pytest.fixture
+def find(monkeypatch):
+    """Puts a finding in the place of all audits."""
+
+    def audits_find(outcome, says="9 images"):
+        finding = Finding("black box", outcome, says)
+        monkeypatch.setattr("gacd.assess.audit", lambda *_, **__: Audit([finding]))
+
+    return audits_find

@@ -248,17 +248,6 @@ def test_what_the_search_cannot_tell_from_beaten_is_attacked_in_float32():
         assert set(model.attacked) == rows
 
 
-def test_another_default_type_changes_nothing():
-    network, data = Linear(), (images(5), torch.zeros(5, dtype=torch.int64))
-    expected = evaluate(network, data, ["pgd2"])
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = evaluate(network, data, ["pgd2"])
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(found.correct[name], mask) for name, mask in expected.correct.items())
-
-
 def test_a_network_changed_since_it_was_last_evaluated_is_attacked_as_it_is():
     class Net(torch.nn.Module):
         def __init__(self):

@@ -152,3 +152,14 @@ def test_where_there_are_no_gradients_there_are_no_attacks():
                 attack(nn.Flatten(), (x, y))
         with pytest.raises(InputError, match="need gradients"):
             maximize(x, lambda z: z.flatten(1).sum(1), eps=0.1, step_size=0.1, steps=1)
+
+
+def test_another_default_type_changes_nothing():
+    network, data = Linear(), (images(5), torch.zeros(5, dtype=torch.int64))
+    expected = evaluate(network, data, ["pgd2"])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = evaluate(network, data, ["pgd2"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found.correct[name], mask) for name, mask in expected.correct.items())

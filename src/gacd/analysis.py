@@ -251,7 +251,7 @@ def described(net: Network) -> dict[str, Any]:
     """What analysis.json says of a network: where it came from, and which weights."""
     model = net.opened.model
     about = dict(source=net.source, weights=net.opened.weights, model=results.named(model))
-    return about | dict(sha256=results.identity(net.opened, net.source))
+    return about | dict(sha256=results.identity(checkpoint.digest(model), net.source))
 
 
 def share(mask: Tensor) -> float:

@@ -135,7 +135,8 @@ def evaluate(
     searched = dict(bf16="bfloat16").get(chosen, "float32")
     say.print(f"adversarial images are searched for in {searched}, judged in float32")
     # origin and code: of every entry of results.json; known: of the journal's key besides; told: of a witness pack.
-    origin: dict[str, Any] = dict(weights=opened.weights, sha256=results.identity(opened, source))
+    digest = checkpoint.digest(model)
+    origin: dict[str, Any] = dict(weights=opened.weights, sha256=results.identity(digest, source))
     origin |= dict(data=images.name, n=len(split), data_sha256=results.fingerprint(split))
     origin |= dict(split_n=len(images.test), seed=seed, chunk=chunk, search=chosen + ", compiled" * compile)
     code = results.provenance(fabric.device)
@@ -144,7 +145,7 @@ def evaluate(
     known |= dict(code=fabric.broadcast(code_of_all()))
     with ranks.together():
         untouched = _untouched(model, split, chunk) if first else []
-    told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=checkpoint.digest(model))
+    told = dict[str, Any](source=source, weights=opened.weights, weights_sha256=digest)
     told |= dict(data=images.name, data_sha256=origin["data_sha256"], evaluated=len(split))
     told |= dict(architecture=results.named(model), device=fabric.device.type)
     rows: list[dict[str, Any]] = []

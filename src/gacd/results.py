@@ -70,9 +70,8 @@ def named(model: nn.Module) -> str:
     return name if isinstance(name, str) and name else type(model).__name__
 
 
-def identity(opened: checkpoint.Opened, source: str) -> str:
-    """SHA-256 of a network's weights; of a factory's besides of its name and file, not of what that imports."""
-    digest = checkpoint.digest(opened.model)
+def identity(digest: str, source: str) -> str:
+    """SHA-256 of a network, from its weights': a factory's is of its name and file, too, not of what that imports."""
     if not checkpoint.is_factory(source):
         return digest
     place, name = source.rsplit(":", 1)
